@@ -1,0 +1,1 @@
+"""Clusters to run on: how they are brought up, reached and broken."""

@@ -1,0 +1,1 @@
+"""What a run ends with: one self-contained page, JUnit, GitHub annotations and a JSON verdict."""

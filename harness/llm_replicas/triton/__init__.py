@@ -1,0 +1,1 @@
+"""Calls to a Triton replica, timed to the byte: HTTP generate, generate_stream (SSE) and gRPC streaming."""
