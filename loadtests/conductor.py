@@ -27,7 +27,7 @@ EXIT_OK, EXIT_INVALID, EXIT_INTERRUPTED = 0, 4, 130
 # From the decision to start until the first due time: everybody must have heard of it and have loaded the
 # schedule.
 LOCAL_LEAD_SECONDS = 0.5
-DISTRIBUTED_LEAD_SECONDS = 3.0
+DISTRIBUTED_LEAD_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import gc
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -79,6 +78,10 @@ def prepare(plan_file: str, folder: str, http_url: str, grpc_url: str | None) ->
     if not http_url:
         raise UsageError("no URL: give --host http://HOST:PORT, the address of the router or of one replica")
     Clients(plan, http_url, grpc_url).close()  # a wrong address is told before anything is written
+    if stored is not None and stored.exists() and load_plan(stored) != plan:
+        raise UsageError(
+            f"{stored} is another plan than {plan_file}; give a new folder, or only one of the two"
+        )
     path = Path(folder) if folder else _new_folder(plan.name)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -178,18 +181,14 @@ class Part:
             raise self.dispatcher.error
 
     def _write_started(self) -> None:
-        """Tell the start, once for the run: the first process wins, and the file is never half there."""
+        """Tell the start, once for the run; the file is never half there."""
         data = {
             "wall_start": self._assignment.wall_start,
             "monotonic_start": self._monotonic_start,
             "workers": self._assignment.workers,
             "schedule_digest": self._assignment.run.digest,
         }
-        part = self.folder / f"{STARTED}.{self.worker}.part"
-        part.write_text(json.dumps(data) + "\n", encoding="utf-8")
-        try:
-            os.link(part, self.folder / STARTED)
-        except FileExistsError:
-            pass
-        finally:
-            part.unlink()
+        if not (self.folder / STARTED).exists():
+            part = self.folder / f"{STARTED}.{self.worker}.part"
+            part.write_text(json.dumps(data) + "\n", encoding="utf-8")
+            part.replace(self.folder / STARTED)

@@ -19,11 +19,11 @@ class UsageError(LlmReplicasError):
     """The command line, a value or a file was given wrongly."""
 
 
-class EnvironmentProblem(LlmReplicasError):
+class EnvironmentProblem(LlmReplicasError):  # noqa: N818  (a problem of the machine, no bug)
     """The machine or the cluster lacks something that the work needs."""
 
 
-class InvalidRun(LlmReplicasError):
+class InvalidRun(LlmReplicasError):  # noqa: N818  (a verdict bears this name)
     """The load generator or the machine fell short, so the run says nothing about the system."""
 
     exit_code = 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -119,9 +120,11 @@ def run_once(deployment: Deployment, options: GateOptions, say: Say) -> tuple[Ve
     say(f"run folder {folder}")
     try:
         execute(deployment, plan, folder, say)
-    except KeyboardInterrupt:
+    except InvalidRun as error:
+        say(f"the run broke off: {error}")
+    except BaseException:
         seal(folder)
-        say(f"interrupted; the records so far are in {folder}: judge them with: llm-replicas judge {folder}")
+        say(f"broke off; the records so far are in {folder}: judge them with: llm-replicas judge {folder}")
         raise
     seal(folder)
     verdict = judge(folder, baseline=options.baseline, acknowledge_looser=options.acknowledge_looser)
@@ -209,11 +212,9 @@ def describe(deployment: Deployment) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    git = shutil.which("git")
+    if git is None:
+        return None
+    command = [git, "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None

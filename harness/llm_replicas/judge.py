@@ -1,6 +1,6 @@
 """Judges a run folder from what lies in it: read, decide, write the verdict and the reports.
 
-Whatever is missing or broken in the folder becomes a reason in the verdict, never a pass and never a traceback.
+Whatever is missing or broken in the folder becomes a reason in the verdict: no pass, and no traceback.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Reading:
     problems: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     origin_wall: float = 0.0
+    slo_source: str = "missing"
 
 
 def judge(
@@ -60,13 +61,18 @@ def judge(
 
     `slo` replaces the run's own table. A table looser than `baseline` is a fail unless it is acknowledged.
     """
-    facts, reading = read_run(run, slo)
-    if baseline is not None and not acknowledge_looser:
-        facts = replace(facts, loosened=tuple(looser_than(facts.slo, load_slo(baseline))))
-    verdict = replace(verdicts.judge(facts, reading.origin_wall), provenance=reading.provenance)
+    verdict, facts = decide(run, slo=slo, baseline=None if acknowledge_looser else baseline)
     write_verdict(run / "verdict.json", verdict)
     _write_reports(run, verdict, facts)
     return verdict
+
+
+def decide(run: Path, *, slo: Path | None = None, baseline: Path | None = None) -> tuple[Verdict, RunFacts]:
+    """The verdict and what it rests on, without writing anything."""
+    facts, reading = read_run(run, slo)
+    if baseline is not None:
+        facts = replace(facts, loosened=tuple(looser_than(facts.slo, load_slo(baseline))))
+    return replace(verdicts.judge(facts, reading.origin_wall), provenance=reading.provenance), facts
 
 
 def write_reports(run: Path) -> Path:
@@ -80,7 +86,7 @@ def read_run(run: Path, slo: Path | None = None) -> tuple[RunFacts, Reading]:
     if not run.is_dir():
         raise UsageError(f"run folder {run} is not there; accepted: a folder that gate or load made")
     reading = Reading()
-    table, source = _slo(run, slo, reading)
+    table = _slo(run, slo, reading)
     plan = _plan(run, reading)
     started = _json(run / "started.json", dict, reading, needed=False) or {}
     environment = _json(run / "environment.json", dict, reading, needed=False) or {}
@@ -104,9 +110,10 @@ def read_run(run: Path, slo: Path | None = None) -> tuple[RunFacts, Reading]:
         unscheduled=unscheduled,
         repeated=records.num_rows - len(set(records.column("request_id").to_pylist())),
         endpoint_withdrawal_s=float(withdrawal) if isinstance(withdrawal, int | float) else None,
+        pod_names=tuple(_pod_names(run, faults or []).items()),
         problems=tuple(reading.problems),
     )
-    reading.provenance = _provenance(run, reading, plan, source, table, environment)
+    reading.provenance = _provenance(run, reading, plan, table, environment)
     return facts, reading
 
 
@@ -115,23 +122,28 @@ def _write_reports(run: Path, verdict: Verdict, facts: RunFacts) -> Path:
     return write_html(run / "report.html", verdict, facts)
 
 
-def _slo(run: Path, given: Path | None, reading: Reading) -> tuple[Slo, str]:
+def _slo(run: Path, given: Path | None, reading: Reading) -> Slo:
     if given is not None:
-        return load_slo(given), str(given)
+        reading.slo_source = str(given)
+        return load_slo(given)
     path = run / "slo.yaml"
     if not path.is_file():
         reading.problems.append("slo.yaml is not in the run folder: nothing was promised; give --slo FILE")
-        return NO_SLO, "missing"
+        return NO_SLO
     try:
         table = load_slo(path)
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
     except LlmReplicasError as error:
         reading.problems.append(f"the run's own table cannot be used; give --slo FILE: {error}")
-        return NO_SLO, "unreadable"
+        reading.slo_source = "unreadable"
+        return NO_SLO
     if stored.get("digest") not in {None, digest(table)}:
-        reading.problems.append(f"slo.yaml was changed after the run: its digest is {digest(table)}, "
-                                f"and it says {stored['digest']}")
-    return table, str(stored.get("source", "slo.yaml"))
+        reading.problems.append(
+            f"slo.yaml was changed after the run: its digest is {digest(table)}, "
+            f"and it says {stored['digest']}"
+        )
+    reading.slo_source = str(stored.get("source", "slo.yaml"))
+    return table
 
 
 def _plan(run: Path, reading: Reading) -> Plan | None:
@@ -166,10 +178,19 @@ def _samples(records: Any, rows: Mapping[str, Mapping[str, Any]], origin_wall: f
     ids = records.column("request_id").to_pylist()
     columns: dict[str, Any] = {
         name: records.column(name).to_numpy()
-        for name in ("scheduled_s", "sent_s", "first_byte_s", "end_s", "wall_start", "received_tokens", "events")
+        for name in (
+            "scheduled_s",
+            "sent_s",
+            "first_byte_s",
+            "end_s",
+            "wall_start",
+            "received_tokens",
+            "events",
+        )
     }
     columns |= {
-        name: _labels(records.column(name)) for name in ("worker", "phase", "protocol", "outcome", "error_class")
+        name: _labels(records.column(name))
+        for name in ("worker", "phase", "protocol", "outcome", "error_class")
     }
     # A request that failed before its answer began carries no header that names the pod; the router knows it.
     for name, told in (("replica", _last_host), ("router", _router)):
@@ -289,6 +310,20 @@ def _faults(rows: list[Any], reading: Reading) -> Iterable[FaultEvent]:
         )
 
 
+def _pod_names(run: Path, faults: list[Any]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for row in read_journal(run / "cluster.jsonl"):
+        if row.get("kind") == "pod" and row.get("ip"):
+            names[str(row["ip"])] = str(row.get("name"))
+    for row in faults:
+        target = (row.get("target") or {}) if isinstance(row, dict) else {}
+        if target.get("ip"):
+            names.setdefault(target["ip"], str(target.get("pod")))
+        for name, ip in (target.get("pods") or {}).items():
+            names.setdefault(str(ip), name)
+    return names
+
+
 def _router_rows(run: Path) -> dict[str, dict[str, Any]]:
     """The router's log by request id, in the spelling of the records."""
     rows: dict[str, dict[str, Any]] = {}
@@ -364,13 +399,15 @@ def _json(path: Path, kind: type, reading: Reading, *, needed: bool) -> Any:
         reading.problems.append(f"{path.name} cannot be read: {error}")
         return None
     if not isinstance(found, kind):
-        reading.problems.append(f"{path.name} holds {type(found).__name__} where {kind.__name__} was expected")
+        reading.problems.append(
+            f"{path.name} holds {type(found).__name__} where {kind.__name__} was expected"
+        )
         return None
     return found
 
 
 def _provenance(
-    run: Path, reading: Reading, plan: Plan | None, source: str, table: Slo, environment: dict[str, Any]
+    run: Path, reading: Reading, plan: Plan | None, table: Slo, environment: dict[str, Any]
 ) -> dict[str, Any]:
     schedule = run / SCHEDULE
     found: dict[str, Any] = {
@@ -379,7 +416,7 @@ def _provenance(
         if reading.origin_wall
         else None,
         "judged_by": f"llm-replicas {__version__}",
-        "slo_source": source,
+        "slo_source": reading.slo_source,
         "slo": table.as_yaml(),
         "slo_digest": digest(table),
         "schedule_digest": f"sha256:{hashlib.sha256(schedule.read_bytes()).hexdigest()}"
@@ -389,10 +426,14 @@ def _provenance(
         "environment": environment,
     }
     if plan is not None:
-        found |= {"plan": plan.name, "seed": plan.seed, "model": plan.model, "workload": plan.as_yaml()["workload"]}
+        found |= {
+            "plan": plan.name,
+            "seed": plan.seed,
+            "model": plan.model,
+            "workload": plan.as_yaml()["workload"],
+        }
     return found
 
 
 def _thousandfold(value: float | None) -> float | None:
     return None if value is None else value * 1000
-

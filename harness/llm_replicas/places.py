@@ -18,7 +18,6 @@ from llm_replicas.cluster.client import api_client, reachable
 from llm_replicas.cluster.existing import ExistingCluster
 from llm_replicas.cluster.images import build_image
 from llm_replicas.cluster.kind import KindCluster
-from llm_replicas.cluster.native import NativeCluster
 from llm_replicas.cluster.progress import Step
 from llm_replicas.cluster.release import Release
 from llm_replicas.cluster.tools import bin_dir, bundle
@@ -94,9 +93,12 @@ def make_cluster(
         )
     if kind == "kind":
         return KindCluster(name, nodes=nodes)
+    # Only a native cluster needs the native provider: a run elsewhere shall work without a line of it.
+    from llm_replicas.cluster.native import NativeCluster  # noqa: PLC0415
+
     folder = build_tools(say) if build else cache_dir()
     pause = build_image("pause", on_progress=_progress(say)) if build else None
-    return NativeCluster(name, bin_dir=folder, nodes=nodes, pause_archive=pause)
+    return NativeCluster(name, bin_dir=folder, nodes=nodes, pause_archive=pause, say=say)
 
 
 @dataclass

@@ -1,12 +1,13 @@
 """Compare a running stand-in replica with its cost model, and see what it costs.
 
-  python benchmark.py throughput --url http://127.0.0.1:8000        tokens a second by batch size, measured / model
-  python benchmark.py cpu --url http://127.0.0.1:8000 --pid PID     share of a core for some streams
+  benchmark.py throughput --url http://127.0.0.1:8000     tokens a second by batch size, measured / model
+  benchmark.py cpu --url http://127.0.0.1:8000 --pid PID  share of a core for some streams
 
-Needs nothing but Python and the `standin_engine` folder beside it. The engine's own configuration is given by the
-same file and variables as to the replica (--config, STANDIN_...).
+Needs nothing but Python and the `standin_engine` folder beside it. The engine's own configuration is given by
+the same file and variables as to the replica (--config, STANDIN_...).
 """
 
+# ruff: noqa: T201 - a command line program; printing is what it is for
 from __future__ import annotations
 
 import argparse
@@ -151,7 +152,9 @@ def cpu(options: argparse.Namespace, config: EngineConfig) -> int:
 
 def main() -> int:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["throughput", "cpu"])
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", default="tensorrt_llm_bls")

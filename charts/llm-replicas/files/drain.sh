@@ -10,10 +10,11 @@ set -u
 withdrawal_seconds=$1
 drain_seconds=$2
 quiet_seconds=3
+admin_port=${ADMIN_PORT:-9901}
 
 # admin METHOD PATH: the answer of Envoy's admin port.
 admin() {
-  exec 3<>/dev/tcp/127.0.0.1/9901 || return 1
+  exec 3<>"/dev/tcp/127.0.0.1/$admin_port" || return 1
   printf '%s %s HTTP/1.1\r\nhost: admin\r\nconnection: close\r\ncontent-length: 0\r\n\r\n' "$1" "$2" >&3
   cat <&3
   exec 3>&-
@@ -32,7 +33,8 @@ say() { echo "{\"logger\":\"drain\",\"message\":\"$1\"}" >/proc/1/fd/1 2>/dev/nu
 
 sleep "$withdrawal_seconds"
 admin POST '/drain_listeners?graceful&skip_exit' >/dev/null || exit 0
-deadline=$((SECONDS + drain_seconds))
+# SECONDS steps at whole seconds of the clock, so a difference may be up to 1 s too large.
+deadline=$((SECONDS + drain_seconds + 1))
 quiet_since=$SECONDS
 seen=-1
 while ((SECONDS < deadline)); do
@@ -44,7 +46,7 @@ while ((SECONDS < deadline)); do
     seen=$total
   fi
   # Without connections nobody can be cut; with idle ones, a while without requests has to do.
-  if ((active == 0)) && ((connections == 0 || SECONDS - quiet_since >= quiet_seconds)); then
+  if ((active == 0)) && ((connections == 0 || SECONDS - quiet_since > quiet_seconds)); then
     say "drained: 0 requests, $connections idle connections"
     exit 0
   fi

@@ -183,7 +183,7 @@ access_log:
           time: "%START_TIME(%Y-%m-%dT%H:%M:%S.%6fZ)%"
           request_id: "%REQ(X-REQUEST-ID)%"
           method: "%REQ(:METHOD)%"
-          path: "%PATH(NQ:ORIG)%"
+          path: "%PATH(NQ:PATH)%"
           status: "%RESPONSE_CODE%"
           flags: "%RESPONSE_FLAGS%"
           duration_ms: "%DURATION%"

@@ -1,1 +1,1 @@
-"""What the chart makes of values: rendering, rules over rendered objects, the timing predictor, generated documents."""
+"""What the chart makes of values: rendering, rules over objects, timing, generated documents."""

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 Object = dict[str, Any]
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 
 
@@ -48,7 +49,7 @@ class Objects:
         for item in self.of("ConfigMap"):
             text = item.get("data", {}).get("envoy.yaml")
             if text is not None:
-                config: Object = yaml.safe_load(text)
+                config: Object = load_yaml(text)
                 return config
         return None
 
@@ -57,9 +58,19 @@ class Objects:
         for item in self.of("ConfigMap"):
             text = item.get("data", {}).get("slo.yaml")
             if text is not None:
-                table: Object = yaml.safe_load(text)["slo"]
+                table: Object = load_yaml(text)["slo"]
                 return table
         return None
+
+
+def load_yaml(text: str) -> Any:
+    """One YAML document, by the fast loader where libyaml is there."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - both are safe loaders
+
+
+def load_all_yaml(text: str) -> list[Object]:
+    """Every document that is not empty."""
+    return [document for document in yaml.load_all(text, Loader=_Loader) if document]
 
 
 def name_of(item: Object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from llm_replicas.chart.objects import Objects
+from llm_replicas.chart.objects import Objects, load_all_yaml
 from llm_replicas.errors import UsageError
 
 RENDER_SECONDS = 60
@@ -21,6 +21,7 @@ def render(
     helm: Path,
     values: Sequence[Path] = (),
     overrides: Mapping[str, Any] | None = None,
+    *,
     release: str = "llm",
     namespace: str = "llm",
     kube_version: str | None = None,
@@ -39,10 +40,12 @@ def render(
     if overrides:
         command += ["--values", "-"]
         given = yaml.safe_dump(nested(overrides))
-    return Objects(_documents(_run(command, given)))
+    return Objects(load_all_yaml(_run(command, given)))
 
 
-def notes(chart: Path, helm: Path, values: Sequence[Path] = (), overrides: Mapping[str, Any] | None = None) -> str:
+def notes(
+    chart: Path, helm: Path, values: Sequence[Path] = (), overrides: Mapping[str, Any] | None = None
+) -> str:
     """The text that an operator sees after an install."""
     command = [str(helm), "install", "llm", str(chart), "--namespace", "llm", "--dry-run=client"]
     for file in values:
@@ -66,18 +69,18 @@ def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run(command: Sequence[str], given: str | None) -> str:
     try:
-        ran = subprocess.run(command, input=given, capture_output=True, text=True, timeout=RENDER_SECONDS, check=False)
+        ran = subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=RENDER_SECONDS, check=False
+        )
     except FileNotFoundError as error:
         raise UsageError(f"{command[0]} is not there; give a Helm 3 or Helm 4 binary") from error
     except subprocess.TimeoutExpired as error:
-        raise UsageError(f"helm gave no answer in {RENDER_SECONDS} s; try the same command by hand") from error
+        raise UsageError(
+            f"helm gave no answer in {RENDER_SECONDS} s; try the same command by hand"
+        ) from error
     if ran.returncode != 0:
         raise UsageError(_plain(ran.stderr))
     return ran.stdout
-
-
-def _documents(text: str) -> list[dict[str, Any]]:
-    return [document for document in yaml.load_all(text, Loader=_Loader) if document]  # noqa: S506 - a SafeLoader
 
 
 def _plain(stderr: str) -> str:
@@ -86,6 +89,3 @@ def _plain(stderr: str) -> str:
     text = re.sub(r"^execution error at \([^)]*\): *", "", text)
     text = text.replace("Use --debug flag to render out invalid YAML", "")
     return "\n".join(line for line in text.splitlines() if line.strip())
-
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

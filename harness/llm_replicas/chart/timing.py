@@ -1,4 +1,4 @@
-"""Computes from rendered objects how long the mechanism may take, and which promises of the SLO table it can keep.
+"""Computes from rendered objects how long the mechanism may take, and which promises it can keep.
 
 All figures are worst cases that follow from the configuration, not measurements; the gate measures.
 
@@ -17,9 +17,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from llm_replicas.chart.objects import Object, Objects, container, flags, name_of, pod_spec, seconds
+from llm_replicas.chart.objects import (
+    Object,
+    Objects,
+    container,
+    flags,
+    load_yaml,
+    name_of,
+    pod_spec,
+    seconds,
+)
 from llm_replicas.slo.model import FailoverObjective, Slo, load_slo
 
 # The server sweeps in steps of 1 s and the kubelet must see the exit; the chart adds the same.
@@ -71,7 +78,13 @@ def terminations(objects: Objects) -> dict[str, Termination]:
         sleep = server.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         found["replica"] = _termination(replica, sleep, float(flags(server).get("exit-timeout-secs", 30)))
     if router is not None:
-        hook = container(router, "envoy").get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+        hook = (
+            container(router, "envoy")
+            .get("lifecycle", {})
+            .get("preStop", {})
+            .get("exec", {})
+            .get("command", [])
+        )
         withdrawal, drain = (float(part) for part in hook[-2:]) if len(hook) >= 4 else (0.0, 0.0)
         found["router"] = _termination(router, withdrawal, drain)
     return found
@@ -108,7 +121,7 @@ def predict(objects: Objects) -> Prediction:
     startup_seconds = float(startup["periodSeconds"] * startup["failureThreshold"])
     rolling = replica["spec"]["strategy"]["rollingUpdate"]
     leave = endings["replica"].withdrawal_seconds + endings["replica"].drain_seconds
-    # A surging rollout waits for the new pod, an in-place one also for the old pod's end (its GPU is taken till then).
+    # A surging rollout waits for the new pod, an in-place one also for the old pod to free its GPU.
     step = startup_seconds + replica["spec"].get("minReadySeconds", 0) + (0 if rolling["maxSurge"] else leave)
     ends = endings.get("router")
     return Prediction(
@@ -153,7 +166,9 @@ def _release(cluster: Object) -> float:
     keepalive = cluster["upstream_connection_options"]["tcp_keepalive"]
     silent = keepalive["keepalive_time"] + keepalive["keepalive_probes"] * keepalive["keepalive_interval"]
     options = cluster["upstream_bind_config"]["socket_options"]
-    unacknowledged = [o["int_value"] / 1000 for o in options if (o["level"], o["name"]) == (TCP_LEVEL, TCP_USER_TIMEOUT)]
+    unacknowledged = [
+        o["int_value"] / 1000 for o in options if (o["level"], o["name"]) == (TCP_LEVEL, TCP_USER_TIMEOUT)
+    ]
     return float(max(silent, *unacknowledged))
 
 
@@ -161,7 +176,7 @@ def _lifecycle(objects: Objects) -> dict[str, Any]:
     for item in objects.of("ConfigMap"):
         text = item.get("data", {}).get("lifecycle.yaml")
         if text is not None:
-            found: dict[str, Any] = yaml.safe_load(text)
+            found: dict[str, Any] = load_yaml(text)
             return found
     return {}
 
@@ -195,13 +210,18 @@ def _delete(slo: Slo, kind: str, can: Prediction, ending: Termination) -> Iterat
     if promise.failed_new == 0 and unseen:
         yield Broken(
             f"{path}.failedNew",
-            f"0 is promised, but routers may send to a leaving replica for {can.forget_seconds:g} s and it serves "
-            f"only {ending.withdrawal_seconds:g} s more; raise lifecycle.endpointWithdrawalSeconds",
+            f"0 is promised, but routers may send to a leaving replica for {can.forget_seconds:g} s and it "
+            f"serves only {ending.withdrawal_seconds:g} s more; raise lifecycle.endpointWithdrawalSeconds",
         )
     if promise.failed_new == 0 and kind == "replicaRollout" and can.serving_during_rollout < 1:
-        yield Broken(f"{path}.failedNew", "0 is promised, but no replica serves during a rollout; take rollout.mode surge")
+        yield Broken(
+            f"{path}.failedNew",
+            "0 is promised, but no replica serves during a rollout; take rollout.mode surge",
+        )
     if promise.failed_new == 0 and kind == "podDelete" and can.replicas < 2:
-        yield Broken(f"{path}.failedNew", "0 is promised, but the only replica is deleted; give replicas 2 or more")
+        yield Broken(
+            f"{path}.failedNew", "0 is promised, but the only replica is deleted; give replicas 2 or more"
+        )
     longest = slo.latency.e2e.seconds if slo.latency.e2e else 0.0
     if promise.cut == 0 and ending.drain_seconds <= longest:
         yield Broken(
@@ -217,13 +237,20 @@ def _kill(promise: FailoverObjective | None, can: Prediction) -> Iterator[Broken
         return
     path = "slo.failover.podKill"
     if promise.cut == 0:
-        yield Broken(f"{path}.cut", "0 is promised, but streams on a killed server cannot be saved; say inFlight")
+        yield Broken(
+            f"{path}.cut", "0 is promised, but streams on a killed server cannot be saved; say inFlight"
+        )
     if promise.failed_new == 0 and can.replicas < 2:
-        yield Broken(f"{path}.failedNew", "0 is promised, but there is no second replica; give replicas 2 or more")
+        yield Broken(
+            f"{path}.failedNew", "0 is promised, but there is no second replica; give replicas 2 or more"
+        )
     if can.detect_seconds is None:
         return
     if promise.failed_new == 0 and can.retry_attempts < 1:
-        yield Broken(f"{path}.failedNew", "0 is promised, but nothing is tried twice; set traffic.retries.attempts to 1")
+        yield Broken(
+            f"{path}.failedNew",
+            "0 is promised, but nothing is tried twice; set traffic.retries.attempts to 1",
+        )
     for key, limit in (
         ("timeToRecoverSeconds", promise.time_to_recover_seconds),
         ("timeToDetectSeconds", promise.time_to_detect_seconds),
@@ -247,4 +274,7 @@ def _router(promise: FailoverObjective | None, ending: Termination) -> Iterator[
             "raise router.endpointWithdrawalSeconds",
         )
     if promise.cut == 0 and ending.drain_seconds <= 0:
-        yield Broken(f"{path}.cut", "0 is promised, but a leaving router waits for no stream; raise router.drainSeconds")
+        yield Broken(
+            f"{path}.cut",
+            "0 is promised, but a leaving router waits for no stream; raise router.drainSeconds",
+        )

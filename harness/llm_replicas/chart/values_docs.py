@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +61,9 @@ class Value:
     @property
     def is_group(self) -> bool:
         """A mapping whose keys are values of their own."""
-        return isinstance(self.default, dict) and "map" not in self.hints and self.hints.get("type") != "object"
+        return (
+            isinstance(self.default, dict) and "map" not in self.hints and self.hints.get("type") != "object"
+        )
 
 
 def read_values(text: str) -> list[Value]:
@@ -84,7 +85,7 @@ def _keys(node: yaml.MappingNode, parents: tuple[str, ...], lines: Sequence[str]
             yield from _keys(child, path, lines)
 
 
-def _plain(node: yaml.Node) -> Any:  # noqa: ANN401 - any YAML value
+def _plain(node: yaml.Node) -> Any:
     return yaml.safe_load(yaml.serialize(node))
 
 
@@ -103,7 +104,9 @@ def _comment(lines: Sequence[str], at: int, where: str) -> tuple[str, dict[str, 
         if line.startswith("@"):
             name, _, given = line[1:].partition(" ")
             if name not in HINTS:
-                raise UsageError(f"values.yaml, {where}: hint @{name} is not known; accepted: {', '.join(sorted(HINTS))}")
+                raise UsageError(
+                    f"values.yaml, {where}: hint @{name} is not known; accepted: {', '.join(sorted(HINTS))}"
+                )
             hints[name] = given.strip()
         else:
             prose.append(line.removeprefix("-- "))
@@ -156,12 +159,16 @@ def _type_of(value: Value) -> dict[str, Any]:
     for kind, name in ((bool, "boolean"), (int, "integer"), (float, "number"), (str, "string")):
         if isinstance(value.default, kind):
             return {"type": name}
-    raise UsageError(f"values.yaml, {value.dotted}: the default does not tell the type; add @type, @items or @map")
+    raise UsageError(
+        f"values.yaml, {value.dotted}: the default does not tell the type; add @type, @items or @map"
+    )
 
 
 def _named(name: str, value: Value) -> dict[str, Any]:
     if name not in TYPES:
-        raise UsageError(f"values.yaml, {value.dotted}: type {name!r} is not known; accepted: {', '.join(TYPES)}")
+        raise UsageError(
+            f"values.yaml, {value.dotted}: type {name!r} is not known; accepted: {', '.join(TYPES)}"
+        )
     return dict(TYPES[name])
 
 
@@ -208,7 +215,9 @@ def generated(chart: Path) -> dict[Path, str]:
     values = read_values((chart / "values.yaml").read_text(encoding="utf-8"))
     readme = (chart / README_FILE).read_text(encoding="utf-8")
     if BEGIN not in readme or END not in readme:
-        raise UsageError(f"{chart / README_FILE} lacks the lines {BEGIN!r} and {END!r} around the value table")
+        raise UsageError(
+            f"{chart / README_FILE} lacks the lines {BEGIN!r} and {END!r} around the value table"
+        )
     head, _, rest = readme.partition(BEGIN)
     tail = rest.partition(END)[2]
     return {

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 from kubernetes import client
 
@@ -66,12 +67,13 @@ class Cluster(ABC):
 
     def _refuse_node_fault(self, doing: str) -> None:
         raise UsageError(
-            f"{doing}: cluster {self.name!r} cannot do it; node faults need a cluster whose nodes the harness "
+            f"{doing}: cluster {self.name!r} cannot do it; node faults need a cluster whose nodes the "
+            "harness "
             "owns: --cluster native"
         )
 
 
-def read_service(api: client.ApiClient, namespace: str, service: str) -> client.V1Service:
+def read_service(api: client.ApiClient, namespace: str, service: str) -> Any:
     """Read a Service, or raise a message that says what the API server answered."""
     try:
         return client.CoreV1Api(api).read_namespaced_service(service, namespace, _request_timeout=10)
@@ -79,7 +81,7 @@ def read_service(api: client.ApiClient, namespace: str, service: str) -> client.
         raise explain(error, f"reading Service {namespace}/{service}") from error
 
 
-def named_port(service: client.V1Service, port_name: str) -> client.V1ServicePort:
+def named_port(service: Any, port_name: str) -> Any:
     """Return the port of that name, or raise a message that lists the names there are."""
     ports = service.spec.ports or []
     for port in ports:
@@ -87,16 +89,18 @@ def named_port(service: client.V1Service, port_name: str) -> client.V1ServicePor
             return port
     names = ", ".join(str(port.name) for port in ports) or "none"
     raise EnvironmentProblem(
-        f"Service {service.metadata.namespace}/{service.metadata.name} has no port {port_name!r}; its ports: {names}"
+        f"Service {service.metadata.namespace}/{service.metadata.name} has no port {port_name!r}; its ports: "
+        f"{names}"
     )
 
 
-def node_port(service: client.V1Service, port_name: str) -> int:
+def node_port(service: Any, port_name: str) -> int:
     """Return the NodePort of that port, or raise a message that says how to get one."""
     port = named_port(service, port_name)
     if port.node_port:
         return int(port.node_port)
     raise EnvironmentProblem(
-        f"Service {service.metadata.namespace}/{service.metadata.name} is of type {service.spec.type} and has no "
+        f"Service {service.metadata.namespace}/{service.metadata.name} is of type {service.spec.type} and "
+        "has no "
         f"NodePort for {port_name!r}; install with router.service.type=NodePort"
     )

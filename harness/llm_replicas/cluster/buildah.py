@@ -6,6 +6,7 @@ started is dead, the moment it ends, also when it ends by Ctrl-C or a crash.
 """
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from llm_replicas.cluster import builder
 from llm_replicas.cluster.cache import make_dir
 from llm_replicas.errors import EnvironmentProblem
 
-_NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL")
+#: Runs a command in a mount and a process namespace of its own, which end with it.
+NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Buildah:
             msg = "Cannot build images: buildah is not installed. Install it with: apt-get install buildah"
             raise EnvironmentProblem(msg)
         self._storage = make_dir(storage)
+        # The host's own storage settings (drivers, options, shared image stores) are for the host's images.
+        settings = storage / "storage.conf"
+        settings.write_text("[storage]\n")
+        self._environment = {**os.environ, "CONTAINERS_STORAGE_CONF": str(settings)}
         self._policy = storage / "policy.json"
         # Hosts without the containers-common package have no policy, and buildah refuses to start.
         self._policy.write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
@@ -90,14 +96,14 @@ class Buildah:
     ) -> None:
         with tempfile.TemporaryDirectory(prefix="llm-replicas-build-") as runroot:
             command = [
-                *_NAMESPACES,
+                *NAMESPACES,
                 "buildah",
                 f"--root={self._storage / 'root'}",
                 f"--runroot={runroot}",
                 f"--storage-driver={_driver(self._storage)}",
                 *arguments,
             ]
-            builder.run(command, purpose=purpose, on_line=on_line)
+            builder.run(command, purpose=purpose, env=self._environment, on_line=on_line)
 
 
 def _driver(folder: Path) -> str:

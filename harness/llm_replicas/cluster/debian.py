@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from llm_replicas.cluster import builder
+from llm_replicas.cluster.buildah import NAMESPACES
 from llm_replicas.cluster.cache import digest_of
 from llm_replicas.errors import EnvironmentProblem
 
@@ -21,6 +22,7 @@ _SLIM = (
 )
 # Beyond the essential ones and apt; the priority "required" would add perl and half as much again.
 _PACKAGES = ("mount", "passwd", "tzdata")
+_SUITES = {SUITE, f"{SUITE}-updates", f"{SUITE}-security"}
 _MERGED_USR = "/usr/share/mmdebstrap/hooks/merged-usr"
 _OLD_STYLE_FIELDS = 3
 
@@ -40,12 +42,7 @@ def build(tar: Path, apt_settings: str, *, on_line: builder.OnLine) -> None:
         raise EnvironmentProblem(msg)
     settings = [f"--aptopt={line}" for line in apt_settings.splitlines()]
     command = [
-        "unshare",
-        "--mount",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "--kill-child=SIGKILL",
+        *NAMESPACES,
         "mmdebstrap",
         "--mode=root",
         "--variant=apt",
@@ -68,18 +65,18 @@ def _sources() -> list[str]:
 
     A host that reaches Debian only through a mirror says so in its own sources.
     """
-    suites = {SUITE, f"{SUITE}-updates", f"{SUITE}-security"}
     files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     lines: list[str] = []
     for file in files:
         if file.suffix == ".sources":
-            lines += _deb822(file.read_text(), suites)
+            lines += new_style_sources(file.read_text())
         elif file.suffix == ".list" and file.is_file():
-            lines += _one_line(file.read_text(), suites)
+            lines += old_style_sources(file.read_text())
     return lines if any(line.split()[2] == SUITE for line in lines) else []
 
 
-def _deb822(text: str, suites: set[str]) -> list[str]:
+def new_style_sources(text: str) -> list[str]:
+    """Return a deb822 file's enabled sources of this suite, a line each."""
     lines = []
     for stanza in text.split("\n\n"):
         fields = {}
@@ -95,12 +92,13 @@ def _deb822(text: str, suites: set[str]) -> list[str]:
             f"deb {uri} {suite} main"
             for uri in fields.get("uris", [])
             for suite in fields.get("suites", [])
-            if suite in suites
+            if suite in _SUITES
         ]
     return lines
 
 
-def _one_line(text: str, suites: set[str]) -> list[str]:
+def old_style_sources(text: str) -> list[str]:
+    """Return a sources.list's lines of this suite, without options."""
     lines = []
     for line in text.splitlines():
         words = line.split("#")[0].split()
@@ -109,6 +107,6 @@ def _one_line(text: str, suites: set[str]) -> list[str]:
         if words[1].startswith("["):
             end = next(i for i, word in enumerate(words) if word.endswith("]"))
             words = [words[0], *words[end + 1 :]]
-        if len(words) > _OLD_STYLE_FIELDS and words[2] in suites and "main" in words[3:]:
+        if len(words) > _OLD_STYLE_FIELDS and words[2] in _SUITES and "main" in words[3:]:
             lines.append(f"deb {words[1]} {words[2]} main")
     return lines

@@ -62,13 +62,19 @@ class Release:
         self._run(self.helm_command("uninstall", self.name, "--ignore-not-found", "--wait"), "helm uninstall")
 
     def _refuse_pending(self) -> None:
-        listed = self._run(self.helm_command("list", "--all", "--output", "json"), "helm list")
-        for row in json.loads(listed or "[]"):
-            if row["name"] == self.name and str(row["status"]).startswith("pending"):
-                raise EnvironmentProblem(
-                    f"release {self.name} in {self.namespace} is {row['status']}: another helm run holds it or died; "
-                    f"wait for it, or free it with: helm rollback {self.name} -n {self.namespace}"
-                )
+        # `status` is spelt alike in Helm 3 and 4; `list` lost its --all on the way.
+        try:
+            told = self._run(self.helm_command("status", self.name, "--output", "json"), "helm status")
+        except EnvironmentProblem as problem:
+            if "not found" in str(problem):
+                return
+            raise
+        status = str(json.loads(told)["info"]["status"])
+        if status.startswith("pending"):
+            raise EnvironmentProblem(
+                f"release {self.name} in {self.namespace} is {status}: another helm run holds it or died; "
+                f"wait for it, or free it with: helm rollback {self.name} -n {self.namespace}"
+            )
 
     @staticmethod
     def _run(command: list[str], doing: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+import urllib3.exceptions
 from kubernetes import client, watch
 
 from llm_replicas.cluster.client import explain
@@ -155,22 +156,24 @@ class Fault(ABC):
         except Exception as error:
             raise explain(error, f"reading deployment {name} in {self.target.namespace}") from error
 
-    def _pod_sets(self, deadline: float):  # type: ignore[no-untyped-def]
+    def _pod_sets(self, deadline: float) -> Iterator[list[client.V1Pod]]:
         """Yield the component's pods now and after each change, until the deadline."""
         yield self.target.pods(self.component)
         while (left := deadline - time.monotonic()) > 0:
-            stream = watch.Watch()
-            # A watch may end early (timeouts, a restarted API server); the outer loop starts it anew. The short
-            # limit covers changes of the Deployment's status, which no pod event announces.
-            for _event in stream.stream(
-                self.target.core.list_namespaced_pod,
-                self.target.namespace,
-                label_selector=self.target.selector(self.component),
-                timeout_seconds=max(1, min(2, int(left))),
-            ):
-                yield self.target.pods(self.component)
-                if time.monotonic() > deadline:
-                    stream.stop()
+            # A watch may end early (its own limit, an API server that is behind its own versions); the loop starts it
+            # anew. Its short limit covers changes of the Deployment's status, which no pod event announces.
+            try:
+                for _event in watch.Watch().stream(
+                    self.target.core.list_namespaced_pod,
+                    self.target.namespace,
+                    label_selector=self.target.selector(self.component),
+                    timeout_seconds=max(1, min(2, int(left))),
+                ):
+                    yield self.target.pods(self.component)
+                    if time.monotonic() > deadline:
+                        return
+            except (client.ApiException, urllib3.exceptions.HTTPError):
+                time.sleep(0.2)  # an API server that refuses watches answers at once; do not hammer it
             yield self.target.pods(self.component)
 
 

@@ -48,4 +48,4 @@ class SigtermWatcher:
         """End the following; threads leave with their connection."""
         self._stopped = True
         for response in self._responses:
-            response.close()
+            response.shutdown()

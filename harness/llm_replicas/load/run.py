@@ -59,7 +59,11 @@ class LoadRun:
         return [process.pid for process in self._processes]
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(
@@ -69,6 +73,8 @@ class LoadRun:
 
     def start(self) -> None:
         """Start Locust: one process, or a master and its workers."""
+        if (self.folder / "started.json").exists():
+            raise UsageError(f"{self.folder}: a run was made in it already; give a new folder")
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._log = self.log_path.open("ab")
         self._deadline = time.monotonic() + self._plan.seconds + self._plan.drain_seconds + _SLACK_SECONDS

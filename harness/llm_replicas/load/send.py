@@ -1,4 +1,6 @@
-"""Sends a plan's load to a server that runs already: the ``load`` command, without faults and without a verdict."""
+"""Sends a plan's load to a server that runs already: the ``load`` command, without faults and without a
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import loadtests
-
 from llm_replicas.load.plan import load_plan
 from llm_replicas.load.records import seal
 from llm_replicas.load.run import LoadRun

@@ -1,11 +1,10 @@
 """GitHub Actions: annotations on the run and a summary on the job's page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from llm_replicas.slo.verdict import Verdict, amount
 
+UNKNOWN = "—"
 _LEVELS = {"fail": "error", "invalid": "error", "inconclusive": "warning", "pass": "notice"}
 _SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "invalid": "⚠️"}
 
@@ -33,7 +32,11 @@ def job_summary(verdict: Verdict) -> str:
 def _summary(verdict: Verdict) -> Iterable[str]:
     yield f"## {_SIGNS[verdict.verdict]} {verdict.verdict.upper()}"
     yield ""
-    stand_in = " Stand-in numbers: the model behind this run is a stand-in." if verdict.provenance.get("stand_in") else ""
+    stand_in = (
+        " Stand-in numbers: the model behind this run is a stand-in."
+        if verdict.provenance.get("stand_in")
+        else ""
+    )
     yield (
         f"{verdict.requests} requests, {verdict.failed} failed, {verdict.cut} cut; "
         f"confidence {verdict.confidence:.0%}.{stand_in}"
@@ -49,8 +52,8 @@ def _summary(verdict: Verdict) -> Iterable[str]:
                 _SIGNS[each.verdict],
                 each.name,
                 amount(each.threshold, each.unit),
-                "–" if each.value is None else amount(each.value, each.unit),
-                "–" if each.bound is None else amount(each.bound, each.unit),
+                UNKNOWN if each.value is None else amount(each.value, each.unit),
+                UNKNOWN if each.bound is None else amount(each.bound, each.unit),
                 f"{each.n} ({each.n_eff:.0f})",
                 str(each.exceedances),
             )
@@ -60,7 +63,7 @@ def _summary(verdict: Verdict) -> Iterable[str]:
         yield "| | Fault | In flight | New failed | Cut | TTD | TTR | Delete to last new request |"
         yield "|---|---|---|---|---|---|---|---|"
         for fault in verdict.faults:
-            cells = (
+            row = (
                 _SIGNS[fault.verdict],
                 fault.kind,
                 "?" if fault.in_flight is None else str(fault.in_flight),
@@ -70,11 +73,11 @@ def _summary(verdict: Verdict) -> Iterable[str]:
                 ("≥ " if fault.ttr_censored and fault.ttr_s is not None else "") + _seconds(fault.ttr_s),
                 _seconds(fault.last_new_request_s),
             )
-            yield f"| {' | '.join(cells)} |"
+            yield f"| {' | '.join(row)} |"
 
 
 def _seconds(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f} s"
+    return UNKNOWN if value is None else f"{value:.2f} s"
 
 
 def _cell(text: str) -> str:

@@ -67,7 +67,9 @@ def _cases(verdict: Verdict) -> Iterable[_Case]:
         text = "; ".join(fault.reasons) or "as promised"
         yield _Case("fault", f"{fault.kind} in {fault.phase}", fault.verdict, text, describe_fault(fault))
     for number, condition in enumerate(verdict.conditions, start=1):
-        yield _Case("condition", f"{number} {condition.name}", condition.verdict, condition.text, condition.text)
+        yield _Case(
+            "condition", f"{number} {condition.name}", condition.verdict, condition.text, condition.text
+        )
     generator = verdict.generator
     yield _Case(
         "generator",

@@ -36,7 +36,9 @@ def read_verdict(path: Path) -> Verdict:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path} is no verdict of this version ({place}: {first['msg']}); judge the run again") from error
+        raise UsageError(
+            f"{path} is no verdict of this version ({place}: {first['msg']}); judge the run again"
+        ) from error
 
 
 def verdict_schema() -> dict[str, Any]:

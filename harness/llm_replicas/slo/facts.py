@@ -119,5 +119,7 @@ class RunFacts:
     endpoint_withdrawal_s: float | None = None
     loosened: tuple[Loosened, ...] = ()
     """Promises weaker than the baseline's that nobody acknowledged."""
+    pod_names: tuple[tuple[str, str], ...] = ()
+    """Addresses of pods with their names, for reading only."""
     problems: tuple[str, ...] = ()
     """What could not be read, in words; each makes the run inconclusive."""

@@ -106,12 +106,13 @@ def judge_fault(
     *,
     router_log: Sequence[RouterRequest] | None = None,
     endpoint_withdrawal_s: float | None = None,
+    next_struck_s: float = np.inf,
     origin_wall: float = 0.0,
 ) -> FaultResult:
-    """Count what one fault did and hold it against its objective."""
+    """Count what one fault did and hold it against its objective; the next one struck at `next_struck_s`."""
     objective = slo.failover.of(fault.kind)
     alpha = 1 - slo.confidence
-    members = concerned(fault, samples)
+    members = concerned(fault, samples, next_struck_s)
     count = len(members)
     t0 = fault.t0_s
     if t0 is None:
@@ -123,7 +124,8 @@ def judge_fault(
     # Replicas are told apart by address: a request without one was on nobody's pod as far as we know.
     failed_new = members.failed & new
     failed_running = members.failed & ~new
-    lost_running = (members.cut | failed_running) & (members.end >= (fault.requested_s or t0))
+    struck = struck_s(fault)
+    lost_running = (members.cut | failed_running) & (members.end >= (t0 if struck is None else struck))
     lost_before = (members.cut | failed_running) & ~lost_running
     excused = on_victim & lost_running & ~new & (members.sent <= t0)
     elsewhere = (lost_running & ~excused) | lost_before
@@ -168,18 +170,28 @@ def judge_fault(
     return _verdict(result, fault, objective, samples, endpoint_withdrawal_s)
 
 
-def concerned(fault: FaultEvent, samples: Samples) -> Samples:
+def struck_s(fault: FaultEvent) -> float | None:
+    """The earliest moment at which the fault can have hurt anyone; T0 itself may be seen a little late."""
+    if fault.t0_s is None or fault.requested_s is None:
+        return fault.t0_s
+    return min(fault.requested_s, fault.t0_s)
+
+
+def concerned(fault: FaultEvent, samples: Samples, next_struck_s: float = np.inf) -> Samples:
     """The requests a fault is answerable for.
 
     Those of its phase, those of any phase that were due before it was healed, and lost ones that were running
-    when it struck: streams of the phase before are users too.
+    when it struck: streams of the phase before are users too. For the same reason those that the next fault
+    cut are not its own.
     """
     rows = samples.phase.is_in(fault.phase)
-    if fault.t0_s is not None:
+    ended = ~samples.ok & np.isfinite(samples.end)
+    struck = struck_s(fault)
+    if fault.t0_s is not None and struck is not None:
         until = fault.healed_s if fault.healed_s is not None else fault.t0_s
-        struck = fault.requested_s if fault.requested_s is not None else fault.t0_s
         rows |= (samples.scheduled >= fault.t0_s) & (samples.scheduled <= until)
-        rows |= ~samples.ok & (samples.scheduled < fault.t0_s) & (samples.end >= struck)
+        rows |= ended & (samples.scheduled < fault.t0_s) & (samples.end >= struck)
+    rows &= ~(ended & (samples.scheduled < next_struck_s) & (samples.end >= next_struck_s))
     return samples.take(rows)
 
 
@@ -296,10 +308,10 @@ def _in_flight(fault: FaultEvent, samples: Samples, drains: tuple[DrainResult, .
         if len(known) == len(counts) and known:
             return min(known)
         return fault.in_flight_at_sigterm
-    if fault.t0_s is None or fault.ip is None:
+    struck = struck_s(fault)
+    if fault.t0_s is None or struck is None or fault.ip is None:
         return fault.in_flight_at_sigterm
     mine = _at_host(samples, fault.ip)
-    struck = min(fault.requested_s, fault.t0_s) if fault.requested_s is not None else fault.t0_s
     running = (samples.sent <= fault.t0_s) & (samples.end > fault.t0_s)
     lost = ~samples.ok & (samples.sent <= fault.t0_s) & (samples.end >= struck) & (samples.end <= fault.t0_s)
     return int((mine & (running | lost)).sum()) if _is_known(samples, fault) else fault.in_flight_at_sigterm

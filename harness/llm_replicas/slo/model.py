@@ -64,7 +64,8 @@ class LatencyObjectives(_Table):
         default=None, description="Time per output token after the first one, the mean within a request."
     )
     e2e: QuantileObjective | None = Field(
-        default=None, description="Time to the end of the answer, counted from the moment the request was due."
+        default=None,
+        description="Time to the end of the answer, counted from the moment the request was due.",
     )
 
     def promised(self) -> Iterator[tuple[Metric, QuantileObjective]]:
@@ -90,10 +91,12 @@ class FailoverObjective(_Table):
         description="Requests already running that may be lost; inFlight allows those on the broken pod only."
     )
     time_to_recover_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="Longest time from the fault until new requests are served as promised again."
+        default=None,
+        description="Longest time from the fault until new requests are served as promised again.",
     )
     time_to_detect_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="Longest time from the fault until the router stops sending to the broken pod."
+        default=None,
+        description="Longest time from the fault until the router stops sending to the broken pod.",
     )
 
 
@@ -102,8 +105,12 @@ class FailoverObjectives(_Table):
 
     pod_delete: FailoverObjective | None = Field(default=None, description="Graceful delete of one replica.")
     pod_kill: FailoverObjective | None = Field(default=None, description="SIGKILL of one replica's server.")
-    replica_rollout: FailoverObjective | None = Field(default=None, description="Rolling upgrade of the replicas.")
-    router_rollout: FailoverObjective | None = Field(default=None, description="Rolling restart of the routers.")
+    replica_rollout: FailoverObjective | None = Field(
+        default=None, description="Rolling upgrade of the replicas."
+    )
+    router_rollout: FailoverObjective | None = Field(
+        default=None, description="Rolling restart of the routers."
+    )
 
     def of(self, kind: str) -> FailoverObjective | None:
         """The objective of one kind of fault, or None where nothing is promised."""
@@ -125,7 +132,9 @@ class Slo(_Table):
     error_ratio: Share | None = Field(
         default=None, description="Largest share of steady requests that may fail, be cut or stall."
     )
-    stall_seconds: Seconds = Field(default=10.0, description="An open stream that is silent for longer has stalled.")
+    stall_seconds: Seconds = Field(
+        default=10.0, description="An open stream that is silent for longer has stalled."
+    )
     failover: FailoverObjectives = Field(
         default=FailoverObjectives(), description="What users may notice of a fault, by its kind."
     )

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from llm_replicas.slo.dependence import Dependence, dependence, design_effect, neighbour_correlation
 from llm_replicas.slo.facts import Phase, RunFacts
-from llm_replicas.slo.failover import FaultResult, Verdict4, judge_fault, uncounted
+from llm_replicas.slo.failover import FaultResult, Verdict4, judge_fault, struck_s, uncounted
 from llm_replicas.slo.generator import GeneratorResult, judge_generator
 from llm_replicas.slo.model import FAULT_KINDS, Metric, QuantileObjective, digest
 from llm_replicas.slo.quantile import (
@@ -383,11 +383,15 @@ def _decided(
 
 
 def _faults(samples: Samples, facts: RunFacts, origin_wall: float) -> Iterable[FaultResult]:
+    strikes = sorted(strike for fault in facts.faults if (strike := struck_s(fault)) is not None)
     for fault in facts.faults:
+        own = struck_s(fault)
+        later = [strike for strike in strikes if own is not None and strike > own]
         yield judge_fault(
             fault,
             samples,
             facts.slo,
+            next_struck_s=later[0] if later else np.inf,
             router_log=facts.router_log,
             endpoint_withdrawal_s=facts.endpoint_withdrawal_s,
             origin_wall=origin_wall,

@@ -39,7 +39,7 @@ class RouterLogs:
     def __exit__(self, *_exc: object) -> None:
         self._stop.set()
         for response in list(self._responses.values()):
-            response.close()
+            response.shutdown()
         for thread in self._threads:
             thread.join(timeout=2)
         self._journal.close()

@@ -211,7 +211,8 @@ def _take_answer(exchange: Exchange, moment: float, data: str) -> None:
 
 
 def _error_text(body: bytes) -> str:
-    text = body[:2000].decode("utf-8", "replace")
+    # Triton refuses a stream with a plain error status whose body is dressed as an event all the same.
+    text = body[:2000].decode("utf-8", "replace").removeprefix("data:").strip()
     try:
         answer = json.loads(text)
     except json.JSONDecodeError:

@@ -7,12 +7,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from standin_engine import cost
 
 ENVIRONMENT_PREFIX = "STANDIN_"
 FORWARDS = ("simulated", "torch")
-COUNTS = ("stages", "max_batch", "chunk_tokens", "kv_blocks", "tokens_per_block", "max_waiting", "stream_interval")
+COUNTS = (
+    "stages",
+    "max_batch",
+    "chunk_tokens",
+    "kv_blocks",
+    "tokens_per_block",
+    "max_waiting",
+    "stream_interval",
+)
 
 
 class ConfigError(ValueError):
@@ -32,8 +41,8 @@ class EngineConfig:
     per_sequence_seconds: float = cost.PER_SEQUENCE_SECONDS
     per_prefill_token_seconds: float = cost.PER_PREFILL_TOKEN_SECONDS
     stages: int = 8
-    max_batch: int = 320
-    chunk_tokens: int = 128
+    max_batch: int = 200
+    chunk_tokens: int = 96
     kv_blocks: int = 2048
     tokens_per_block: int = 32
     prefix_cache: bool = True
@@ -53,7 +62,9 @@ class EngineConfig:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.max_batch < self.stages:
-            raise ConfigError(f"max_batch is {self.max_batch}; each of the {self.stages} stages needs a place")
+            raise ConfigError(
+                f"max_batch is {self.max_batch}; each of the {self.stages} stages needs a place"
+            )
         if self.forward not in FORWARDS:
             raise ConfigError(f"forward is {self.forward!r}; accepted: {', '.join(FORWARDS)}")
 
@@ -90,7 +101,8 @@ def load(path: Path | None, environment: Mapping[str, str]) -> EngineConfig:
         text = environment.get(ENVIRONMENT_PREFIX + name.upper())
         if text is not None:
             given[name] = text
-    return EngineConfig(**{name: _convert(name, str(fields[name]), value) for name, value in given.items()})
+    values: dict[str, Any] = {name: _convert(name, str(fields[name]), value) for name, value in given.items()}
+    return EngineConfig(**values)
 
 
 def _convert(name: str, kind: str, value: object) -> object:

@@ -69,7 +69,7 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queue a request; raises `Rejected`."""
         with self._wake:
-            # When every lane is busy the loop comes by anyway, and waking it would only cost a context switch.
+            # When every lane is busy the loop comes by anyway; waking it would only cost a context switch.
             if self._pipeline.submit(request, self._clock()):
                 self._wake.notify()
 

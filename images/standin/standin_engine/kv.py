@@ -1,7 +1,7 @@
 """Paged key-value cache: a fixed budget of blocks, shared by sequences with the same prompt beginning.
 
-A block's key covers everything before it as well, so equal keys mean equal prefixes. Blocks nobody uses any more
-keep their contents until the space is needed, least recently used first.
+A block's key covers everything before it as well, so equal keys mean equal prefixes. Blocks nobody uses any
+more keep their contents until the space is needed, least recently used first.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class BlockPool:
         return -(-tokens // self.tokens_per_block)
 
     def allocate(self, tokens: int, keys: Seq[int]) -> Allocation | None:
-        """Reserve room for `tokens`, reusing cached blocks for the longest known prefix; None if it does not fit."""
+        """Reserve room for `tokens`, sharing the longest cached prefix; None if it does not fit."""
         needed = self.blocks_for(tokens)
         shared: list[int] = []
         for key in keys[:needed]:

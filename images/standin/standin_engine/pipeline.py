@@ -1,4 +1,4 @@
-"""The lanes on one time line. The caller owns the clock: real seconds in `engine`, virtual ones in `simulation`."""
+"""The lanes on one time line; the clock is the caller's, real in `engine` and virtual in `simulation`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Pipeline:
     """Starts steps, and ends each at its own deadline.
 
     The next step of a lane starts at the deadline of the last one, not at the moment somebody looked, so late
-    wake-ups do not add up. Only after `max_lag_seconds` (the process was frozen) does time start afresh; otherwise
-    a thawed replica would hand out in one burst what it could not have computed.
+    wake-ups do not add up. Only after `max_lag_seconds` (the process was frozen) does time start afresh;
+    otherwise a thawed replica would hand out in one burst what it could not have computed.
     """
 
     scheduler: Scheduler
@@ -42,7 +42,7 @@ class Pipeline:
         return known
 
     def advance(self, now: float) -> list[tuple[float, list[Emission]]]:
-        """End every step that is due, start its lane's next one, and return what is to be sent and since when."""
+        """End every step that is due, start its lane's next one, return what is to be sent and since when."""
         results: list[tuple[float, list[Emission]]] = []
         while self._due and self._due[0][0] <= now:
             deadline, lane = heapq.heappop(self._due)

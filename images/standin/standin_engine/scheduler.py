@@ -1,12 +1,12 @@
 """Decides what each step of each lane computes. Pure: no clock, no threads, no input or output.
 
 Rules, in the order in which they bind:
-- Requests wait in one queue of bounded length and are admitted strictly first come, first served: when the head
-  does not fit, nobody behind it is tried.
+- Requests wait in one queue of bounded length and are admitted strictly first come, first served: when the
+  head does not fit, nobody behind it is tried.
 - Admission reserves the blocks for prompt and answer, so a running sequence is never evicted
   (TensorRT-LLM calls this policy GUARANTEED_NO_EVICT).
-- A step advances every decoding sequence of its lane by one token and computes up to `chunk_tokens` prompt tokens,
-  oldest sequence first; a longer prompt takes several steps.
+- A step advances every decoding sequence of its lane by one token and computes up to `chunk_tokens` prompt
+  tokens, oldest sequence first; a longer prompt takes several steps.
 - The first token leaves at once, later ones in groups of `stream_interval`, the rest with the last.
 """
 
@@ -117,7 +117,8 @@ class Scheduler:
             )
         if len(self.waiting) >= self.config.max_waiting:
             raise QueueFull(
-                f"queue is full: {len(self.waiting)} requests are waiting, the limit is {self.config.max_waiting}"
+                f"queue is full: {len(self.waiting)} requests are waiting, "
+                f"the limit is {self.config.max_waiting}"
             )
         self.waiting.append(request)
 
@@ -135,8 +136,8 @@ class Scheduler:
                 chunk = min(left, budget)
                 budget -= chunk
                 prefills.append((sequence, chunk))
-        # A lane that has its prompt budget spent, or its share of the sequences, leaves new arrivals to the next
-        # lane: that one starts sooner than this one could finish them.
+        # A lane that has its prompt budget spent, or its share of the sequences, leaves new arrivals to the
+        # next lane: that one starts sooner than this one could finish them.
         slots = min(self.config.lane_slots, self._fair_share())
         while budget > 0 and self.waiting and len(members) < slots:
             admitted = self._admit(lane)
@@ -192,7 +193,9 @@ class Scheduler:
         if allocation is None:
             return None
         self.waiting.popleft()
-        sequence = Sequence(request, lane, allocation, computed=allocation.shared * self.config.tokens_per_block)
+        sequence = Sequence(
+            request, lane, allocation, computed=allocation.shared * self.config.tokens_per_block
+        )
         self.lanes[lane].append(sequence)
         self.active[request.request_id] = sequence
         return sequence
@@ -202,7 +205,9 @@ class Scheduler:
         if not self.config.prefix_cache:
             return
         size = self.config.tokens_per_block
-        for index in range(sequence.computed // size, min(computed // size, len(sequence.request.prefix_keys))):
+        for index in range(
+            sequence.computed // size, min(computed // size, len(sequence.request.prefix_keys))
+        ):
             self.pool.publish(sequence.allocation.blocks[index], sequence.request.prefix_keys[index])
 
     def _produce(self, sequence: Sequence, emissions: list[Emission]) -> None:

@@ -65,7 +65,7 @@ def prefix_keys(words: list[str], tokens_per_block: int) -> tuple[int, ...]:
 class Service:
     """One replica: an engine, the answers in flight, and a housekeeper thread.
 
-    The housekeeper looks for clients that went away and for changes of the control file, and reports the load.
+    The housekeeper looks for clients that went away and for a changed control file, and reports the load.
     """
 
     def __init__(
@@ -139,8 +139,7 @@ class Service:
         number = emission.request_id
         final = emission.final
         if answer.fault is StreamFault.ERROR and (emission.first > 0 or final):
-            self._drop(number)
-            answer.sink.fail("injected error")
+            self._drop(number, answer, "injected error")
             return
         if answer.fault is StreamFault.CUT:
             final = True
@@ -158,12 +157,20 @@ class Service:
             answer.sink.send(text, final)
         except Exception:
             LOGGER.exception("request %d: the answer could not be sent", number)
-            self._drop(number)
+            self._drop(number, answer, "the answer could not be sent")
 
-    def _drop(self, number: int) -> None:
-        """Forget a request everywhere."""
+    def _drop(self, number: int, answer: _Answer, reason: str) -> None:
+        """Forget a request everywhere and end its answer.
+
+        An answer that is never ended keeps the model loaded, and a server that is told to stop would wait for it
+        until its whole exit timeout is over.
+        """
         self._answers.pop(number, None)
         self._engine.cancel(number)
+        try:
+            answer.sink.fail(reason)
+        except Exception:
+            LOGGER.exception("request %d: the answer could not be ended", number)
 
     def _keep_house(self) -> None:
         """Every so often: cancelled clients, control file, load report."""
@@ -186,9 +193,8 @@ class Service:
             if now - answer.checked < self._config.cancel_check_seconds:
                 continue
             answer.checked = now
-            if answer.sink.is_cancelled() and self._answers.pop(number, None) is not None:
-                self._engine.cancel(number)
-                answer.sink.fail("cancelled by the client")
+            if answer.sink.is_cancelled():
+                self._drop(number, answer, "the client went away")
 
     def _poll_control(self) -> None:
         """Take over changed fault switches."""

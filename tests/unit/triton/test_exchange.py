@@ -33,7 +33,9 @@ def exchange(*texts: str, clean: bool = True, error: str | None = None, wanted: 
         (lambda: exchange(" t0", " t1 t2", error="timeout"), ("cut", "timeout")),
     ],
 )
-def test_each_way_to_end_has_its_outcome(made: Callable[[], Exchange], outcome: tuple[str, str | None]) -> None:
+def test_each_way_to_end_has_its_outcome(
+    made: Callable[[], Exchange], outcome: tuple[str, str | None]
+) -> None:
     assert outcome == made().outcome()
 
 

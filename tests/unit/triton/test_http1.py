@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Llm-Replica: 10.
 
 def feed_cut(parser: ResponseParser, data: bytes, cuts: list[int]) -> bytes:
     places = [0, *sorted(cuts), len(data)]
-    return b"".join(parser.feed(data[a:b]) for a, b in zip(places, places[1:], strict=False))
+    return b"".join(parser.feed(data[a:b]) for a, b in pairwise(places))
 
 
 @settings(max_examples=150, deadline=None)

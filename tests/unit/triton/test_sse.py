@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from llm_replicas.triton.sse import SseEvent, SseParser
 def parse(data: bytes, cuts: list[int] | None = None) -> list[SseEvent]:
     parser = SseParser()
     places = [0, *sorted(cuts or []), len(data)]
-    return [event for a, b in zip(places, places[1:], strict=False) for event in parser.feed(data[a:b])]
+    return [event for a, b in pairwise(places) for event in parser.feed(data[a:b])]
 
 
 _LINES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12)
@@ -37,14 +39,14 @@ def test_a_crlf_cut_in_its_middle_is_one_line_end() -> None:
     text = b"data: a\r\ndata: b\r\n\r\ndata: c\r\n\r\n"
 
     for cut in range(len(text)):
-        assert ["a\nb", "c"] == [event.data for event in parse(text, [cut])]
+        assert [event.data for event in parse(text, [cut])] == ["a\nb", "c"]
 
 
 def test_a_character_cut_in_its_middle_is_whole_again() -> None:
     text = "data: größe 🦙\n\n".encode()
 
     for cut in range(len(text)):
-        assert ["größe 🦙"] == [event.data for event in parse(text, [cut])]
+        assert [event.data for event in parse(text, [cut])] == ["größe 🦙"]
 
 
 def test_one_leading_space_is_taken_off_and_no_more() -> None:
@@ -61,7 +63,7 @@ def test_type_and_id_are_read_and_the_type_ends_with_its_event() -> None:
 def test_an_event_without_its_blank_line_is_pending_and_not_dispatched() -> None:
     parser = SseParser()
 
-    assert [] == parser.feed(b"data: half\n")
+    assert parser.feed(b"data: half\n") == []
     assert parser.pending
 
 

@@ -24,9 +24,13 @@ def only_inference_is_routed(objects: Objects) -> Iterator[Finding]:
             exact = "path" in match or "safe_regex" in match
             methods = [h for h in match.get("headers", []) if h["name"] == ":method"]
             if not exact or not methods:
-                yield Finding("only-inference-is-routed", f"listener {name}", f"route {match} is wider than one shape")
+                yield Finding(
+                    "only-inference-is-routed", f"listener {name}", f"route {match} is wider than one shape"
+                )
         if routes[-1].get("direct_response", {}).get("status") != 404:
-            yield Finding("only-inference-is-routed", f"listener {name}", "what no route names is not answered 404")
+            yield Finding(
+                "only-inference-is-routed", f"listener {name}", "what no route names is not answered 404"
+            )
 
 
 def paths_normalised(objects: Objects) -> Iterator[Finding]:
@@ -35,7 +39,9 @@ def paths_normalised(objects: Objects) -> Iterator[Finding]:
         if name in PEEK_PORTS:
             continue
         if not (manager.get("normalize_path") and manager.get("merge_slashes")):
-            yield Finding("paths-normalised", f"listener {name}", "normalize_path and merge_slashes are not both on")
+            yield Finding(
+                "paths-normalised", f"listener {name}", "normalize_path and merge_slashes are not both on"
+            )
         if manager.get("path_with_escaped_slashes_action") != "REJECT_REQUEST":
             yield Finding("paths-normalised", f"listener {name}", "escaped slashes are not rejected")
 
@@ -61,7 +67,7 @@ def access_log_has_no_secrets(objects: Objects) -> Iterator[Finding]:
 
 
 def retries_bounded(objects: Objects) -> Iterator[Finding]:
-    """A request is repeated only before its first byte, elsewhere, and within a budget; nothing has a 15 s limit."""
+    """A request is repeated only before its first byte, elsewhere, within a budget; no route ends at 15 s."""
     envoy = objects.envoy()
     if envoy is None:
         return
@@ -76,16 +82,20 @@ def retries_bounded(objects: Objects) -> Iterator[Finding]:
                 yield Finding("retries-bounded", f"listener {name}", "a route timeout would cut long answers")
             retry = action.get("retry_policy")
             if retry and not retry.get("retry_host_predicate"):
-                yield Finding("retries-bounded", f"listener {name}", "a retry may go to the host that just failed")
+                yield Finding(
+                    "retries-bounded", f"listener {name}", "a retry may go to the host that just failed"
+                )
             if retry and not set(retry["retry_on"].split(",")) <= timing.SAFE_RETRIES:
-                yield Finding("retries-bounded", f"listener {name}", f"retry_on {retry['retry_on']} repeats answers")
+                yield Finding(
+                    "retries-bounded", f"listener {name}", f"retry_on {retry['retry_on']} repeats answers"
+                )
     for cluster in timing.replica_clusters(envoy):
         if not cluster["circuit_breakers"]["thresholds"][0].get("retry_budget"):
             yield Finding("retries-bounded", f"router cluster {cluster['name']}", "retries have no budget")
 
 
 def small_fleets_eject(objects: Objects) -> Iterator[Finding]:
-    """One of N replicas can be ejected however small N is, the last one never, and panic never routes to the dead."""
+    """One of N replicas can be ejected however small N is, the last never; panic routes to no dead one."""
     envoy, workload = objects.envoy(), objects.workload("replica")
     if envoy is None or workload is None:
         return

@@ -24,7 +24,9 @@ def probes_distinct(objects: Objects) -> Iterator[Finding]:
             ready, live = (_asked(found.get(probe, {})) for probe in PROBES[1:])
             if ready is not None and ready == live:
                 yield Finding(
-                    "probes-distinct", where, f"liveness asks {live}, as readiness does: a busy server would be restarted"
+                    "probes-distinct",
+                    where,
+                    f"liveness asks {live}, as readiness does: a busy server would be restarted",
                 )
 
 
@@ -78,16 +80,18 @@ def idle_connections_leave_first(objects: Objects) -> Iterator[Finding]:
             yield Finding(
                 "idle-connections-leave-first",
                 f"router cluster {cluster['name']}",
-                f"idle connections live {idle:g} s, the replica's drain only {endings['replica'].drain_seconds:g} s",
+                f"idle connections live {idle:g} s, a replica's drain {endings['replica'].drain_seconds:g} s",
             )
 
 
 def writable_paths(objects: Objects) -> Iterator[Finding]:
-    """A replica has the two writable places that Triton's Python backend needs, and their sizes are bounded."""
+    """A replica has the two writable places that Triton's Python backend needs, both of bounded size."""
     workload = objects.workload("replica")
     if workload is None:
         return
-    mounts = {mount["mountPath"]: mount["name"] for mount in container(workload, "triton").get("volumeMounts", [])}
+    mounts = {
+        mount["mountPath"]: mount["name"] for mount in container(workload, "triton").get("volumeMounts", [])
+    }
     volumes = {volume["name"]: volume for volume in pod_spec(workload).get("volumes", [])}
     for path, medium in (("/dev/shm", "Memory"), ("/tmp", None)):  # noqa: S108 - paths inside the pod
         volume = volumes.get(mounts.get(path, ""), {}).get("emptyDir")

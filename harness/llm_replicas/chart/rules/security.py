@@ -29,13 +29,19 @@ def restricted_pod(objects: Objects) -> Iterator[Finding]:
         spec, where = pod_spec(workload), name_of(workload)
         for key in ("hostNetwork", "hostPID", "hostIPC"):
             if spec.get(key):
-                yield Finding("restricted-pod", where, f"{key} is true; a pod must keep to its own namespaces")
+                yield Finding(
+                    "restricted-pod", where, f"{key} is true; a pod must keep to its own namespaces"
+                )
         for volume in spec.get("volumes", []):
             for kind in set(volume) - {"name"} - VOLUME_KINDS:
-                yield Finding("restricted-pod", where, f"volume {volume['name']} is a {kind}, which is not admitted")
+                yield Finding(
+                    "restricted-pod", where, f"volume {volume['name']} is a {kind}, which is not admitted"
+                )
         profile = spec.get("securityContext", {}).get("seccompProfile", {}).get("type")
         if profile not in {"RuntimeDefault", "Localhost"}:
-            yield Finding("restricted-pod", where, f"seccompProfile is {profile}; RuntimeDefault or Localhost is needed")
+            yield Finding(
+                "restricted-pod", where, f"seccompProfile is {profile}; RuntimeDefault or Localhost is needed"
+            )
 
 
 def restricted_containers(objects: Objects) -> Iterator[Finding]:
@@ -48,7 +54,9 @@ def restricted_containers(objects: Objects) -> Iterator[Finding]:
             yield from _restricted(where, {**pod, **own}, own)
             for port in found.get("ports", []):
                 if port.get("hostPort"):
-                    yield Finding("restricted-containers", where, f"port {port['containerPort']} takes a host port")
+                    yield Finding(
+                        "restricted-containers", where, f"port {port['containerPort']} takes a host port"
+                    )
 
 
 def _restricted(where: str, both: Object, own: Object) -> Iterator[Finding]:
@@ -73,12 +81,14 @@ def read_only_root(objects: Objects) -> Iterator[Finding]:
         for found in containers(workload):
             if not found.get("securityContext", {}).get("readOnlyRootFilesystem"):
                 yield Finding(
-                    "read-only-root", f"{name_of(workload)} {found['name']}", "readOnlyRootFilesystem is not true"
+                    "read-only-root",
+                    f"{name_of(workload)} {found['name']}",
+                    "readOnlyRootFilesystem is not true",
                 )
 
 
 def no_api_token(objects: Objects) -> Iterator[Finding]:
-    """A pod that never talks to the API server holds no key to it, and no Service appears in its environment."""
+    """A pod that never calls the API server holds no key to it; no Service appears in its environment."""
     for workload in workloads(objects):
         spec, where = pod_spec(workload), name_of(workload)
         if spec.get("automountServiceAccountToken") is not False:

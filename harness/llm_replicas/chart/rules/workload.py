@@ -27,7 +27,9 @@ def services_have_pods(objects: Objects) -> Iterator[Finding]:
         labels = selector if item["kind"] == "Service" else selector["matchLabels"]
         found = [workload for workload in workloads(objects) if _matches(labels, workload)]
         if len(found) != 1:
-            yield Finding("services-have-pods", name_of(item), f"selects {len(found)} workloads instead of one")
+            yield Finding(
+                "services-have-pods", name_of(item), f"selects {len(found)} workloads instead of one"
+            )
             continue
         if item["kind"] == "Service":
             yield from _ports_exist(item, found[0])
@@ -37,7 +39,11 @@ def _ports_exist(service: Object, workload: Object) -> Iterator[Finding]:
     offered = {port["name"] for found in pod_spec(workload)["containers"] for port in found.get("ports", [])}
     for port in service["spec"]["ports"]:
         if port["targetPort"] not in offered:
-            yield Finding("services-have-pods", name_of(service), f"port {port['targetPort']} is offered by no container")
+            yield Finding(
+                "services-have-pods",
+                name_of(service),
+                f"port {port['targetPort']} is offered by no container",
+            )
 
 
 def budget_never_blocks(objects: Objects) -> Iterator[Finding]:
@@ -45,10 +51,18 @@ def budget_never_blocks(objects: Objects) -> Iterator[Finding]:
     for budget in objects.of("PodDisruptionBudget"):
         selector = budget["spec"]["selector"]["matchLabels"]
         pods = sum(w["spec"].get("replicas", 1) for w in workloads(objects) if _matches(selector, w))
-        if "maxUnavailable" not in budget["spec"] or budget["spec"]["maxUnavailable"] in {0, "0%"} or pods < 2:
-            yield Finding("budget-never-blocks", name_of(budget), f"with {pods} pod(s) it may forbid every eviction")
+        if (
+            "maxUnavailable" not in budget["spec"]
+            or budget["spec"]["maxUnavailable"] in {0, "0%"}
+            or pods < 2
+        ):
+            yield Finding(
+                "budget-never-blocks", name_of(budget), f"with {pods} pod(s) it may forbid every eviction"
+            )
         if budget["spec"].get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
-            yield Finding("budget-never-blocks", name_of(budget), "a pod that never got ready blocks its node's drain")
+            yield Finding(
+                "budget-never-blocks", name_of(budget), "a pod that never got ready blocks its node's drain"
+            )
 
 
 def rollout_can_move(objects: Objects) -> Iterator[Finding]:
@@ -67,7 +81,9 @@ def scaler_owns_replicas(objects: Objects) -> Iterator[Finding]:
         for workload in workloads(objects):
             same = target.get("kind", "Deployment") == workload["kind"]
             if same and target["name"] == workload["metadata"]["name"] and "replicas" in workload["spec"]:
-                yield Finding("scaler-owns-replicas", name_of(workload), f"{name_of(scaler)} sets replicas too")
+                yield Finding(
+                    "scaler-owns-replicas", name_of(workload), f"{name_of(scaler)} sets replicas too"
+                )
 
 
 def names_fit(objects: Objects) -> Iterator[Finding]:

@@ -46,6 +46,15 @@ class Binaries:
     def __getitem__(self, name: str) -> Path:
         return self.paths[name]
 
+    def folders(self) -> list[Path]:
+        """Return the folders in which programs and their libraries lie, links followed."""
+        found = {self.folder} | {self.paths[name].resolve().parent for name in BUILT}
+        # A packed folder holds wrappers that call what lies beside it.
+        beside = (self.folder.parent / name for name in ("programs", "lib"))
+        return sorted(
+            found | {folder for folder in beside if (self.folder / "etcd").exists() and folder.is_dir()}
+        )
+
     @property
     def search_path(self) -> str:
         """PATH for the cluster's processes: the folder, then the usual places."""

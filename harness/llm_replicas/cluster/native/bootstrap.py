@@ -1,5 +1,7 @@
 """The few API objects that a new cluster needs before it is of use."""
 
+from typing import Any
+
 from kubernetes import client
 
 from llm_replicas.cluster.native.controlplane import KUBELET_CLIENT, MEMBERS
@@ -9,13 +11,21 @@ DNS_ROLE = "llm-replicas:coredns"
 
 def grant_rights(api: client.ApiClient) -> None:
     """Let the API server call kubelets, and CoreDNS read what it answers from, and nothing else."""
-    rbac = client.RbacAuthorizationV1Api(api)
+    rbac: Any = client.RbacAuthorizationV1Api(api)
     rbac.create_cluster_role(
         {
             "metadata": {"name": DNS_ROLE},
             "rules": [
-                {"apiGroups": [""], "resources": ["services", "pods", "namespaces"], "verbs": ["list", "watch"]},
-                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+                {
+                    "apiGroups": [""],
+                    "resources": ["services", "pods", "namespaces"],
+                    "verbs": ["list", "watch"],
+                },
+                {
+                    "apiGroups": ["discovery.k8s.io"],
+                    "resources": ["endpointslices"],
+                    "verbs": ["list", "watch"],
+                },
             ],
         }
     )
@@ -32,10 +42,11 @@ def grant_rights(api: client.ApiClient) -> None:
 def announce_control_plane(api: client.ApiClient, name: str, address: str) -> None:
     """Create a Node for the control plane, for as long as its kube-proxy starts.
 
-    kube-proxy asks once for the addresses of its Node and waits 30 s if there is none. Nothing may be scheduled
+    kube-proxy asks once for the addresses of its Node and waits 30 s if there is none. Nothing may be
+    scheduled
     there, so the Node is withdrawn as soon as kube-proxy has read it.
     """
-    core = client.CoreV1Api(api)
+    core: Any = client.CoreV1Api(api)
     core.create_node({"metadata": {"name": name}, "spec": {"unschedulable": True}})
     core.patch_node_status(name, {"status": {"addresses": [{"type": "InternalIP", "address": address}]}})
 
@@ -47,7 +58,8 @@ def withdraw_control_plane(api: client.ApiClient, name: str) -> None:
 
 def ready_nodes(api: client.ApiClient) -> set[str]:
     """Return the names of the nodes that are Ready."""
-    nodes = client.CoreV1Api(api).list_node(_request_timeout=5).items
+    core: Any = client.CoreV1Api(api)
+    nodes = core.list_node(_request_timeout=5).items
     return {
         node.metadata.name
         for node in nodes
@@ -56,8 +68,17 @@ def ready_nodes(api: client.ApiClient) -> set[str]:
     }
 
 
+def last_heartbeat(api: client.ApiClient, node: str) -> str:
+    """Return when a node's kubelet last reported that it is Ready or not."""
+    core: Any = client.CoreV1Api(api)
+    conditions = core.read_node_status(node, _request_timeout=5).status.conditions or []
+    return next((str(c.last_heartbeat_time) for c in conditions if c.type == "Ready"), "")
+
+
 def advertise(api: client.ApiClient, node: str, resources: dict[str, int]) -> None:
     """Give a node extended resources, as a device plugin would."""
     if resources:
         capacity = {name: str(count) for name, count in resources.items()}
-        client.CoreV1Api(api).patch_node_status(node, {"status": {"capacity": capacity, "allocatable": capacity}})
+        client.CoreV1Api(api).patch_node_status(
+            node, {"status": {"capacity": capacity, "allocatable": capacity}}
+        )

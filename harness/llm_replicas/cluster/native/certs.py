@@ -39,7 +39,9 @@ class Authority:
         builder = _builder(self._name, self._name, self._key).add_extension(
             x509.BasicConstraints(ca=True, path_length=0), critical=True
         )
-        self._certificate = builder.add_extension(_usage(signs=True), critical=True).sign(self._key, hashes.SHA256())
+        self._certificate = builder.add_extension(_usage(signs=True), critical=True).sign(
+            self._key, hashes.SHA256()
+        )
 
     @property
     def credential(self) -> Credential:
@@ -93,7 +95,9 @@ def write_private(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()

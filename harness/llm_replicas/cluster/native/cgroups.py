@@ -34,7 +34,7 @@ def parse_hierarchies(mountinfo: str) -> list[Hierarchy]:
         if kind == "cgroup2":
             found[mount] = Hierarchy(mount, 2, ())
         elif kind == "cgroup":
-            found[mount] = Hierarchy(mount, 1, tuple(options.split(",")))
+            found[mount] = Hierarchy(mount, 1, tuple(o for o in options.split(",") if o not in ("rw", "ro")))
     return list(found.values())
 
 
@@ -89,8 +89,10 @@ def _hand_down(folder: Path, tree: Hierarchy, journal: Journal) -> None:
         switch.write_text(" ".join(f"+{name}" for name in lacking))
     except OSError as error:
         raise EnvironmentProblem(
-            f"{switch} does not take {', '.join(lacking)}: {error.strerror}; the group holds processes itself, as in a "
-            "container without a cgroup namespace of its own: run on the machine itself, or with --cgroupns=private"
+            f"{switch} does not take {', '.join(lacking)}: {error.strerror}; the group holds processes "
+            "itself, as in a "
+            "container without a cgroup namespace of its own: run on the machine itself, or with "
+            "--cgroupns=private"
         ) from error
 
 
@@ -105,6 +107,12 @@ def below(name: str, folder: str) -> list[Path]:
                 (group / setting).write_text((group.parent / setting).read_text())
         groups.append(group)
     return groups
+
+
+def remove_everywhere(name: str) -> None:
+    """Remove /NAME and everything below it from every tree; its processes must be dead."""
+    for tree in hierarchies():
+        remove(tree.mount / name)
 
 
 def processes(name: str) -> set[int]:
@@ -142,7 +150,9 @@ def _set_frozen(name: str, *, frozen: bool, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while wanted not in report.read_text():
         if time.monotonic() > deadline:
-            raise EnvironmentProblem(f"{report} does not say {wanted!r} after {seconds:.0f} s; look at it and at dmesg")
+            raise EnvironmentProblem(
+                f"{report} does not say {wanted!r} after {seconds:.0f} s; look at it and at dmesg"
+            )
         time.sleep(0.01)  # the kernel stops a process when it next leaves the kernel
 
 
@@ -167,7 +177,9 @@ def remove(folder: Path, seconds: float = 10.0) -> None:
             continue
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise EnvironmentProblem(f"control group {folder} cannot be removed: {error.strerror}") from error
+                raise EnvironmentProblem(
+                    f"control group {folder} cannot be removed: {error.strerror}"
+                ) from error
             time.sleep(0.02)  # dead processes leave their group a moment after they are gone from /proc
 
 

@@ -53,7 +53,9 @@ class Credentials:
 
     def kubelet_server(self, node: str, address: str) -> tuple[Path, Path]:
         """Issue the serving certificate of a node's kubelet."""
-        return self._authority.server(f"system:node:{node}", [node, address]).write(self._folder, f"kubelet-{node}")
+        return self._authority.server(f"system:node:{node}", [node, address]).write(
+            self._folder, f"kubelet-{node}"
+        )
 
 
 def etcd(binary: Path, data: Path) -> list[str]:
@@ -113,6 +115,9 @@ def controller_manager(binary: Path, secrets: Credentials, subnet: Subnet) -> li
         f"--service-account-private-key-file={secrets.token_key}",
         f"--root-ca-file={secrets.authority}",
         "--allocate-node-cidrs=false",
+        # At the default of 20 requests a second its controllers take 4 s to start.
+        "--kube-api-qps=200",
+        "--kube-api-burst=400",
         f"--cluster-cidr={subnet.pods}",
     ]
 

@@ -1,7 +1,6 @@
 """Where a cluster keeps its files, and the names it gives to things on the machine."""
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,6 @@ from llm_replicas.errors import UsageError
 
 # Also a DNS label, because contexts and nodes are named after it.
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,28}[a-z0-9])?")
-
-
-def default_state_root() -> Path:
-    """Return the folder under which clusters live: $LLM_REPLICAS_STATE, or the user's state folder."""
-    named = os.environ.get("LLM_REPLICAS_STATE")
-    if named:
-        return Path(named).absolute()
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "llm-replicas"
 
 
 @dataclass(frozen=True)

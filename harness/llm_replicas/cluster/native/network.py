@@ -5,8 +5,10 @@
 The control plane's namespace has no default route, so no packet of a test can leave the machine.
 """
 
+import contextlib
 import ipaddress
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,9 +16,12 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from llm_replicas.cluster.native.journal import Journal
+from llm_replicas.cluster.native.nodeinit import unmount
 from llm_replicas.cluster.native.subnet import Subnet
 from llm_replicas.errors import EnvironmentProblem
 
+# Set in the environment of everything that is run for a cluster.
+MARK = "LLM_REPLICAS_CLUSTER"
 NAMESPACES = Path("/run/netns")
 # `ip netns add` makes /run/netns a mount of its own. This file remembers that a cluster caused it, whichever
 # cluster is removed last.
@@ -33,10 +38,12 @@ class Network:
         self._ip = ip
         self._journal = journal
         self._prefix = f"llmr-{short_id}"
+        # A helper that outlives a killed `up` is found by its mark.
+        self._environment = {**os.environ, MARK: short_id}
 
     @property
     def host_link(self) -> str:
-        """This machine's end of the link; at most 15 characters, as the kernel demands."""
+        """Name of this machine's end of the link; at most 15 characters, as the kernel demands."""
         return self._prefix
 
     def namespace(self, member: str) -> Path:
@@ -51,9 +58,7 @@ class Network:
         self._run("-n", inside, "addr", "add", f"{subnet.control_plane}/24", "dev", BRIDGE)
         self._run("-n", inside, "link", "set", BRIDGE, "up")
         self._journal.record("link", name=self.host_link)
-        self._run(
-            *("link", "add", self.host_link, "type", "veth", "peer", "name", UPLINK, "netns", inside)
-        )
+        self._run(*("link", "add", self.host_link, "type", "veth", "peer", "name", UPLINK, "netns", inside))
         self._run("-n", inside, "addr", "add", f"{subnet.inner_gateway}/30", "dev", UPLINK)
         self._run("-n", inside, "link", "set", UPLINK, "up")
         self._run("addr", "add", f"{subnet.host}/30", "dev", self.host_link)
@@ -67,7 +72,11 @@ class Network:
         """Make a node's namespace, plugged into the control plane's bridge."""
         control_plane, inside = self.namespace("cp").name, self.namespace(node).name
         self._add_namespace(node)
-        self._run("-n", control_plane, *("link", "add", node, "type", "veth", "peer", "name", "eth0", "netns", inside))
+        self._run(
+            "-n",
+            control_plane,
+            *("link", "add", node, "type", "veth", "peer", "name", "eth0", "netns", inside),
+        )
         self._run("-n", inside, "addr", "add", f"{subnet.node(number)}/24", "dev", "eth0")
         self._run("-n", inside, "link", "set", "eth0", "up")
         self._run("-n", control_plane, "link", "set", node, "master", BRIDGE, "up")
@@ -75,10 +84,10 @@ class Network:
         self._forward(inside)
         self._run("-n", control_plane, "route", "add", subnet.node_pods(number), "via", subnet.node(number))
 
-    def connect_nodes(self, count: int, nodes: list[str], subnet: Subnet) -> None:
+    def connect_nodes(self, nodes: list[str], subnet: Subnet) -> None:
         """Give every node the way to every other node's pods."""
         for number, node in enumerate(nodes, start=1):
-            for other in range(1, count + 1):
+            for other in range(1, len(nodes) + 1):
                 if other != number:
                     self._run(
                         *("-n", self.namespace(node).name),
@@ -106,12 +115,12 @@ class Network:
         )
 
     def _run(self, *arguments: str) -> None:
-        run_ip(self._ip, *arguments)
+        run_ip(self._ip, *arguments, environment=self._environment)
 
 
-def run_ip(ip: Path, *arguments: str) -> str:
+def run_ip(ip: Path, *arguments: str, environment: dict[str, str] | None = None) -> str:
     """Run iproute2's tool; raises with its own words."""
-    done = subprocess.run([str(ip), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(ip), *arguments], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise EnvironmentProblem(f"ip {' '.join(arguments)}: {done.stderr.strip() or done.returncode}")
     return done.stdout
@@ -150,7 +159,8 @@ def remove_namespace(name: str) -> None:
     path = NAMESPACES / name
     if not path.exists():
         return
-    subprocess.run(["umount", "--lazy", str(path)], check=False, capture_output=True)
+    with contextlib.suppress(OSError):  # a name whose namespace was not mounted yet
+        unmount(path)
     path.unlink(missing_ok=True)
 
 
@@ -162,7 +172,7 @@ def forget_namespaces_folder() -> None:
         if any(NAMESPACES.iterdir()):
             return
         while NAMESPACES in mounts():
-            subprocess.run(["umount", str(NAMESPACES)], check=True, capture_output=True)
+            unmount(NAMESPACES)
         NAMESPACES.rmdir()
     shutil.rmtree(NAMESPACES_MADE.parent)
 

@@ -15,7 +15,8 @@ from llm_replicas.cluster.native.site import Site
 from llm_replicas.cluster.native.subnet import Subnet
 from llm_replicas.errors import EnvironmentProblem
 
-# Folders of the machine that a node sees its own version of: what daemons write to fixed places stays with it.
+# Folders of the machine that a node sees its own version of: what daemons write to fixed places stays with
+# it.
 PRIVATE = {"/run": "memory", "/tmp": "disk", "/var/lib": "disk", "/var/log": "disk"}  # noqa: S108
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 
@@ -34,13 +35,18 @@ class Node:
         """The control group of everything on the node, without its leading slash."""
         return f"{self._site.layout.cgroup}/{self.name}"
 
-    @property
-    def logs(self) -> list[Path]:
-        """Logs of the node's daemons."""
-        return [self._log(daemon) for daemon in ("init", "containerd", "kube-proxy", "kubelet")]
+    def log(self, daemon: str) -> Path:
+        """Log of a daemon of the node; `init` is its first process."""
+        return self._site.layout.logs / f"{self.name}-{daemon}.log"
 
     def configure(
-        self, secrets: Credentials, subnet: Subnet, *, pause_image: str, zone: str | None, proxy_kubeconfig: Path
+        self,
+        secrets: Credentials,
+        subnet: Subnet,
+        *,
+        pause_image: str,
+        zone: str | None,
+        proxy_kubeconfig: Path,
     ) -> None:
         """Write the node's files."""
         self._folder.mkdir(parents=True)
@@ -89,7 +95,7 @@ class Node:
             self._site.journal,
             self.name,
             command,
-            log=self._log("init"),
+            log=self.log("init"),
             environment=self._site.environment,
             cgroups=cgroups.below(self.cgroup, "daemons"),
         )
@@ -107,15 +113,17 @@ class Node:
             name, status = self._ended.read_text().split()[:2]
             raise EnvironmentProblem(
                 f"{name} on {self.name} ended with status {status}; the end of its log:\n"
-                f"{processes.tail(self._log(name))}"
+                f"{processes.tail(self.log(name))}"
             )
         if self.process() is None:
             raise EnvironmentProblem(
-                f"{self.name} ended; the end of its log:\n{processes.tail(self._log('init'))}"
+                f"{self.name} ended; the end of its log:\n{processes.tail(self.log('init'))}"
             )
 
     def kill(self) -> None:
-        """Take the power away: the cable first, so that no packet says goodbye, then every process at once."""
+        """Take the power away: the cable first, so that no packet says goodbye, then every process at "
+        "once.
+        """
         self._site.network.set_node_link(self.name, up=False)
         process = self.process()
         if process is not None:
@@ -127,6 +135,8 @@ class Node:
             self._thaw()  # what is frozen dies when it thaws
             processes.wait_gone([process], 10)
         self._wait_empty(10)
+        # As after a reboot: kubelet would wait for the containers that stale groups promise.
+        cgroups.remove_everywhere(self.cgroup)
 
     def pause(self) -> None:
         """Freeze daemons and pods."""
@@ -154,7 +164,8 @@ class Node:
 
     def import_image(self, archive: Path, label: str) -> None:
         """Import a docker-archive; `label` is kept with its images to recognise them again."""
-        # Read here and handed over as a stream, because the file may lie where the node sees a folder of its own.
+        # Read here and handed over as a stream, because the file may lie where the node sees a folder of its
+        # own.
         with archive.open("rb") as stream:
             done = self._ctr("images", "import", "--local", "--label", label, "-", stdin=stream.fileno())
         if done.returncode:
@@ -202,7 +213,7 @@ class Node:
         ]
         return {
             "name": self.name,
-            "keep": [str(layout.folder), str(tools.folder)],
+            "keep": [str(folder) for folder in (layout.folder, *tools.folders())],
             "private": [
                 {"target": target, "source": str(self._folder / "private" / target.strip("/")), "kind": kind}
                 for target, kind in PRIVATE.items()
@@ -212,7 +223,7 @@ class Node:
             "ended": str(self._ended),
             "environment": self._site.environment,
             "daemons": [
-                {"name": name, "command": list(command), "after": after, "log": str(self._log(name))}
+                {"name": name, "command": list(command), "after": after, "log": str(self.log(name))}
                 for name, command, after in daemons
             ],
         }
@@ -220,9 +231,6 @@ class Node:
     @property
     def _ended(self) -> Path:
         return self._folder / "ended"
-
-    def _log(self, daemon: str) -> Path:
-        return self._site.layout.logs / f"{self.name}-{daemon}.log"
 
     def _thaw(self) -> None:
         try:
@@ -234,7 +242,9 @@ class Node:
         deadline = time.monotonic() + seconds
         while left := cgroups.processes(self.cgroup):
             if time.monotonic() > deadline:
-                raise EnvironmentProblem(f"{self.name} lost its power but processes {sorted(left)} are still there")
+                raise EnvironmentProblem(
+                    f"{self.name} lost its power but processes {sorted(left)} are still there"
+                )
             time.sleep(0.01)  # the kernel needs a moment to take processes apart
 
 

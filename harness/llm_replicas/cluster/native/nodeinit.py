@@ -3,9 +3,11 @@
 Runs as PID 1 of fresh mount, PID and UTS namespaces, by path and with the standard library only:
 `python3 -I -S nodeinit.py node.json`. When it dies, everything on the node dies with it.
 
-A daemon that ends is not started again: its name and exit status go into the file `ended`, which `up` watches.
+A daemon that ends is not started again: its name and exit status go into the file `ended`, which `up`
+watches.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -22,11 +24,21 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(source: str, target: Path, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """Call mount(2)."""
+    """Mount as the system call does."""
     target_bytes = os.fsencode(target)
     if _libc.mount(source.encode(), target_bytes, kind.encode(), flags, options.encode()):
         number = ctypes.get_errno()
         raise OSError(number, f"mount {source} on {target}: {os.strerror(number)}")
+
+
+def unmount(target: Path) -> None:
+    """Take the topmost mount off a path, at once for everybody who does not have it open.
+
+    The command `umount` would leave a folder of its own in /run.
+    """
+    if _libc.umount2(os.fsencode(target), MNT_DETACH):
+        number = ctypes.get_errno()
+        raise OSError(number, f"unmount {target}: {os.strerror(number)}")
 
 
 def hide(target: Path, source: Path, kind: str, keep: list[Path]) -> None:
@@ -48,13 +60,15 @@ def prepare(node: dict[str, Any]) -> None:
     """Turn the copy of the machine's mounts into the node's own view."""
     socket.sethostname(node["name"])
     # Other clusters' namespaces must not be held by this node's copy of their mounts.
-    _libc.umount2(b"/run/netns", MNT_DETACH)
+    with contextlib.suppress(OSError):  # it is no mount where no other cluster made it one
+        unmount(Path("/run/netns"))
     mount("", Path("/"), flags=MS_REC | MS_SHARED)  # kubelet and runc expect what they mount to propagate
     mount("proc", Path("/proc"), "proc")
     keep = [Path(path) for path in node["keep"]]
     for private in node["private"]:
         hide(Path(private["target"]), Path(private["source"]), private["kind"], keep)
-    # kubelet sets a few settings of the whole kernel. It finds these files there instead, each with the value it
+    # kubelet sets a few settings of the whole kernel. It finds these files there instead, each with the
+    # value it
     # wants, so that the machine's own stay as they are.
     shields = Path(node["shields"])
     shields.mkdir(exist_ok=True)

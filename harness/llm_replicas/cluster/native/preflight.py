@@ -19,7 +19,8 @@ GIB = 1 << 30
 MEMORY_CONTROL_PLANE = GIB
 MEMORY_NODE = GIB // 4
 DISK = 4 * GIB
-# containerd and kubelet of each node watch files; the kernel's default of 128 is for one machine, not for four.
+# containerd and kubelet of each node watch files; the kernel's default of 128 is for one machine, not for
+# four.
 WATCHERS_NODE = 24
 
 
@@ -59,7 +60,8 @@ def disk_problem(folder: Path, free: int) -> str | None:
     if free >= DISK:
         return None
     return (
-        f"{free / GIB:.1f} GiB are free in {folder}; at least {DISK / GIB:.0f} GiB are needed: free some, or set "
+        f"{free / GIB:.1f} GiB are free in {folder}; at least {DISK / GIB:.0f} GiB are needed: free some, or "
+        "set "
         "LLM_REPLICAS_STATE to a folder on a larger disk"
     )
 
@@ -70,23 +72,25 @@ def memory_problem(available: int, nodes: int) -> str | None:
     if available >= needed:
         return None
     return (
-        f"{available / GIB:.1f} GiB of memory are available; {nodes} nodes need {needed / GIB:.1f} GiB before the "
+        f"{available / GIB:.1f} GiB of memory are available; {nodes} nodes need {needed / GIB:.1f} GiB "
+        "before the "
         "first pod: end something, or ask for fewer nodes"
     )
 
 
 def controllers_problem(missing: list[str]) -> str | None:
-    """kubelet stops when a controller is missing."""
+    """Say which controllers kubelet would stop for."""
     if not missing:
         return None
     return (
-        f"cgroup controllers missing: {', '.join(missing)}; kubelet needs {', '.join(cgroups.NEEDED)} (v2 also io and "
+        f"cgroup controllers missing: {', '.join(missing)}; kubelet needs {', '.join(cgroups.NEEDED)} (v2 "
+        "also io and "
         "hugetlb): enable them in the kernel's command line (cgroup_enable=…), or run outside a container"
     )
 
 
 def watchers_problem(limit: int, nodes: int) -> str | None:
-    """kubelet and containerd need inotify instances."""
+    """Say whether kubelet and containerd of all nodes can watch their files."""
     needed = nodes * WATCHERS_NODE
     if limit >= needed:
         return None
@@ -97,7 +101,7 @@ def watchers_problem(limit: int, nodes: int) -> str | None:
 
 
 def overlay_problem(unshare: Path, state_root: Path) -> str | None:
-    """containerd's snapshots are overlay mounts in the state folder: try one, in a mount namespace that goes at once."""
+    """Try an overlay mount, as containerd makes for each container, in a mount namespace of its own."""
     with tempfile.TemporaryDirectory(dir=_existing(state_root), prefix="overlay-") as folder:
         for name in ("lower", "upper", "work", "merged"):
             Path(folder, name).mkdir()
@@ -109,14 +113,16 @@ def overlay_problem(unshare: Path, state_root: Path) -> str | None:
     if failure is None:
         return None
     return (
-        f"overlayfs cannot be mounted below {state_root} ({failure}); the kernel needs overlay (modprobe overlay), and "
-        "the folder must not itself lie on overlayfs, as in a container: set LLM_REPLICAS_STATE to a folder on ext4, "
+        f"overlayfs cannot be mounted below {state_root} ({failure}); the kernel needs overlay (modprobe "
+        "overlay), and "
+        "the folder must not itself lie on overlayfs, as in a container: set LLM_REPLICAS_STATE to a folder "
+        "on ext4, "
         "xfs or tmpfs"
     )
 
 
 def nftables_problem(unshare: Path, nft: Path) -> str | None:
-    """Services are nftables rules: try the kinds that kube-proxy uses, in a network namespace that goes at once."""
+    """Try the rules that kube-proxy uses, in a network namespace of its own."""
     rules = (
         "add table ip probe; add chain ip probe nat { type nat hook prerouting priority -100; }; "
         "add map ip probe ports { type inet_proto . inet_service : verdict; }; "
@@ -125,12 +131,18 @@ def nftables_problem(unshare: Path, nft: Path) -> str | None:
     failure = _try([str(unshare), "--net", str(nft), rules])
     if failure is None:
         return None
-    return f"nftables does not take NAT rules ({failure}); load nf_tables, nft_nat, nft_numgen (modprobe), or use a kernel with them"
+    return (
+        f"nftables does not take NAT rules ({failure}); "
+        "load nf_tables, nft_nat, nft_numgen (modprobe), or use a kernel with them"
+    )
 
 
 def links_problem(unshare: Path, ip: Path) -> str | None:
-    """Nodes hang on a bridge by veth pairs: make both, in a network namespace that goes at once."""
-    script = '"$1" link add b0 type bridge && "$1" link add v0 type veth peer name v1 && "$1" link set v0 master b0'
+    """Try a bridge with a veth pair on it, as nodes hang on one, in a network namespace of its own."""
+    script = (
+        '"$1" link add b0 type bridge && "$1" link add v0 type veth peer name v1'
+        ' && "$1" link set v0 master b0'
+    )
     failure = _try([str(unshare), "--net", "sh", "-c", script, "sh", str(ip)])
     if failure is None:
         return None

@@ -11,7 +11,8 @@ from pathlib import Path
 from llm_replicas.cluster.native.journal import Journal
 from llm_replicas.errors import EnvironmentProblem
 
-# The child waits for one line before it becomes the real program. If the starter dies before it has written the
+# The child waits for one line before it becomes the real program. If the starter dies before it has written
+# the
 # child into the journal, the child reads the end of the pipe and goes.
 _GATE = 'read -r go || exit 125; exec "$@" </dev/null'
 
@@ -122,7 +123,8 @@ def wait_gone(processes: Iterable[Process], seconds: float) -> None:
         if left and time.monotonic() > deadline:
             names = ", ".join(f"{process.name} ({process.pid})" for process in left)
             raise EnvironmentProblem(
-                f"still running {seconds:.0f} s after SIGKILL: {names}; a process in uninterruptible sleep (state D "
+                f"still running {seconds:.0f} s after SIGKILL: {names}; a process in uninterruptible sleep "
+                "(state D "
                 "in ps) waits for the disk or the kernel: try again once it has gone"
             )
         if left:
@@ -151,4 +153,6 @@ def refuse_dead(processes: Iterable[Process]) -> None:
     """Raise with the end of its log if one of these has ended."""
     for process in processes:
         if not alive(process):
-            raise EnvironmentProblem(f"{process.name} ended at once; the end of its log:\n{tail(process.log)}")
+            raise EnvironmentProblem(
+                f"{process.name} ended at once; the end of its log:\n{tail(process.log)}"
+            )

@@ -1,13 +1,13 @@
 """Takes a cluster off the machine, from whatever state a run left it in.
 
-Works from the journal alone, so it also removes what a killed `up` had only begun. Every step is fine with the thing
+Works from the journal alone, so it also removes what a killed `up` had only begun. Every step is fine with
+the thing
 being gone already.
 """
 
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,30 +16,38 @@ from llm_replicas.cluster.native import cgroups, network, processes
 from llm_replicas.cluster.native.journal import Journal
 from llm_replicas.cluster.native.layout import Layout
 from llm_replicas.cluster.native.locks import host_lock
+from llm_replicas.cluster.native.nodeinit import unmount
 from llm_replicas.errors import EnvironmentProblem
 
-# Set in the environment of everything that is run for a cluster, so that helpers orphaned by a killed `up` are found.
-MARK = "LLM_REPLICAS_CLUSTER"
 
-
-def remove(layout: Layout, ip: Path) -> None:
+def remove(layout: Layout) -> None:
     """Remove every process, namespace, link, route, mount, control group and file of a cluster."""
     journal = Journal(layout.journal)
     _end_processes(layout, journal)
     for entry in reversed(journal.entries("link")):
-        network.remove_link(ip, entry.facts["name"])  # and with it the route
+        network.remove_link(_ip(journal), entry.facts["name"])  # and with it the route
     for entry in reversed(journal.entries("netns")):
         network.remove_namespace(entry.facts["name"])
     for entry in reversed(journal.entries("cgroup")):
         cgroups.remove(Path(entry.facts["path"]))
     for entry in reversed(journal.entries("cgroup-controllers")):
         cgroups.restore_controllers(Path(entry.facts["path"]), entry.facts["controllers"])
-    _refuse_mounts_below(layout.folder)
+    _unmount_below(layout.folder)
     shutil.rmtree(layout.folder, ignore_errors=True)
     if layout.folder.exists():
-        shutil.rmtree(layout.folder)  # a file appeared or vanished meanwhile: once more, and say what is wrong
+        shutil.rmtree(
+            layout.folder
+        )  # a file appeared or vanished meanwhile: once more, and say what is wrong
     with host_lock():
         network.forget_namespaces_folder()
+
+
+def _ip(journal: Journal) -> Path:
+    """Return iproute2's tool as `up` found it, else the one in PATH."""
+    for entry in reversed(journal.entries("tool")):
+        if entry.facts["name"] == "ip" and Path(entry.facts["path"]).exists():
+            return Path(entry.facts["path"])
+    return Path(shutil.which("ip") or "ip")
 
 
 def _end_processes(layout: Layout, journal: Journal, seconds: float = 30.0) -> None:
@@ -57,7 +65,8 @@ def _end_processes(layout: Layout, journal: Journal, seconds: float = 30.0) -> N
         _thaw_all(journal)  # frozen processes die when they thaw
         if time.monotonic() > deadline:
             raise EnvironmentProblem(
-                f"processes {sorted(left)} of cluster {layout.name} do not die; those in state D (ps) wait for the "
+                f"processes {sorted(left)} of cluster {layout.name} do not die; those in state D (ps) wait "
+                "for the "
                 "disk or the kernel: run down again once they are gone"
             )
         time.sleep(0.02)  # the kernel needs a moment to take processes apart
@@ -72,7 +81,7 @@ def _members(layout: Layout, journal: Journal) -> Iterator[int]:
         path = network.NAMESPACES / entry.facts["name"]
         if path.exists():
             namespaces.add((path.stat().st_dev, path.stat().st_ino))
-    mark = f"{MARK}={layout.short_id}".encode()
+    mark = f"{network.MARK}={layout.short_id}".encode()
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
@@ -97,12 +106,10 @@ def _thaw_all(journal: Journal) -> None:
                 continue
 
 
-def _refuse_mounts_below(folder: Path) -> None:
-    """Unmount what lies in a folder before it is deleted: deleting through a mount would delete somebody's files."""
+def _unmount_below(folder: Path) -> None:
+    """Unmount what lies in a folder before it is deleted: deleting through a mount would delete somebody's "
+    "files.
+    """
     for mount in reversed(network.mounts()):
         if mount.is_relative_to(folder):
-            done = subprocess.run(["umount", str(mount)], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise EnvironmentProblem(
-                    f"{mount} is still mounted and {done.stderr.strip()}; unmount it, then run down again"
-                )
+            unmount(mount)

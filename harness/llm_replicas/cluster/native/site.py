@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from llm_replicas.cluster.native.binaries import Binaries
 from llm_replicas.cluster.native.journal import Journal
 from llm_replicas.cluster.native.layout import Layout
-from llm_replicas.cluster.native.network import Network
-from llm_replicas.cluster.native.removal import MARK
+from llm_replicas.cluster.native.network import MARK, Network
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Subnet:
 
     @property
     def host(self) -> str:
-        """This machine's end of the link to the control plane."""
+        """Address of this machine's end of the link to the control plane."""
         return self._address(1, 2)
 
     @property
@@ -77,6 +77,7 @@ def choose(taken: Iterable[IPv4Network], start: int, wanted: str | None = None) 
     Raises:
         UsageError: `wanted` is not a private /16.
         EnvironmentProblem: `wanted`, or every candidate, overlaps a network of this machine.
+
     """
     used = list(taken)
     if wanted is not None:
@@ -93,7 +94,8 @@ def choose(taken: Iterable[IPv4Network], start: int, wanted: str | None = None) 
             return Subnet(network)
     raise EnvironmentProblem(
         "no private /16 is free: this machine routes "
-        f"{_list([other for other in used if other.prefixlen < 16] or used)}; remove a route (a VPN?) or an old "
+        f"{_list([other for other in used if other.prefixlen < 16] or used)}; remove a route (a VPN?) or an "
+        "old "
         "cluster (llm-replicas down), or name a /16 that may be hidden by the cluster: LLM_REPLICAS_SUBNET"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from standin_engine import config, forward
 from standin_engine.engine import Load
-from standin_engine.scheduler import Rejected, QueueFull
+from standin_engine.scheduler import QueueFull, Rejected
 from standin_engine.service import Service
 
 
@@ -19,23 +20,33 @@ class TritonSink:
 
     def __init__(self, sender: Any) -> None:
         self._sender = sender
+        # tritonserver dies (signal 11 in ResponseFactoryIsCancelled) when it is asked about a request whose
+        # final response it has just been given, so asking and answering take turns and nothing is asked
+        # afterwards.
+        self._turn = threading.Lock()
+        self._ended = False
 
     def send(self, text: str, final: bool) -> None:
         """One response; the last one carries the final flag, which saves an empty message."""
         tensor = pb_utils.Tensor("text_output", np.array([text.encode()], dtype=np.object_))
-        response = pb_utils.InferenceResponse(output_tensors=[tensor])
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+        self._answer(pb_utils.InferenceResponse(output_tensors=[tensor]), final)
 
     def fail(self, message: str, code: int | None = None) -> None:
         """An error as the last response."""
         error = pb_utils.TritonError(message) if code is None else pb_utils.TritonError(message, code)
-        self._sender.send(
-            pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        )
+        self._answer(pb_utils.InferenceResponse(error=error), True)
 
     def is_cancelled(self) -> bool:
-        """Whether Triton saw the client go away."""
-        return bool(self._sender.is_cancelled())
+        """Whether Triton saw the client go away; an answer that has ended is not cancelled any more."""
+        with self._turn:
+            return not self._ended and bool(self._sender.is_cancelled())
+
+    def _answer(self, response: Any, final: bool) -> None:
+        with self._turn:
+            if self._ended:
+                return
+            self._ended = final
+            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
 
 
 class LoadMetrics:
@@ -46,16 +57,25 @@ class LoadMetrics:
         self._last: dict[str, float] = {}
         families = {
             ("nv_trt_llm_request_metrics", "TRT LLM request metrics", "request_type"): (
-                "waiting", "active", "scheduled", "max",
+                "waiting",
+                "active",
+                "scheduled",
+                "max",
             ),
             ("nv_trt_llm_kv_cache_block_metrics", "TRT LLM KV cache block metrics", "kv_cache_block_type"): (
-                "used", "free", "max", "tokens_per", "fraction",
+                "used",
+                "free",
+                "max",
+                "tokens_per",
+                "fraction",
             ),
         }
         # Triton drops a metric whose family was garbage collected.
         self._families = []
         for (name, description, label), values in families.items():
-            family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)
+            family = pb_utils.MetricFamily(
+                name=name, description=description, kind=pb_utils.MetricFamily.GAUGE
+            )
             self._families.append(family)
             for value in values:
                 labels = {"model": model, "version": version, label: value}
