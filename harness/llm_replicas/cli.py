@@ -165,7 +165,9 @@ def check(
 def load(
     plan: Annotated[Path | None, typer.Option(help="Plan of phases; default: the shipped smoke plan.")] = None,
     url: Annotated[str, typer.Option(help="Where the HTTP requests go.")] = "http://127.0.0.1:8080",
-    grpc_url: Annotated[str | None, typer.Option(help="host:port of the gRPC requests; default: HTTP's host, 8081.")] = None,
+    grpc_url: Annotated[
+        str | None, typer.Option(help="host:port of the gRPC requests; default: HTTP's host, 8081.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "load",
     workers: Annotated[int, typer.Option(min=1, max=64, help="Locust processes that share the schedule.")] = 1,
@@ -334,7 +336,7 @@ def main() -> None:
     """Entry point: turns every way of ending into its exit code and one clear message."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        result = app(standalone_mode=False)
+        result = app(prog_name="llm-replicas", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except (click.exceptions.Exit, typer.Exit) as leave:
         code = leave.exit_code
@@ -350,7 +352,7 @@ def main() -> None:
     except LlmReplicasError as error:
         err.print(f"[red]error:[/red] {error}", soft_wrap=True)
         code = 2
-    except Exception:  # noqa: BLE001 - the last line of defence keeps the promise on exit codes
+    except Exception:
         err.print_exception()
         err.print("[red]error:[/red] this is a fault of llm-replicas itself; the lines above say where")
         code = 2

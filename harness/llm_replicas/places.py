@@ -56,7 +56,8 @@ def build_images(say: Say) -> list[Path]:
 
 def bundle_tools(out: Path, say: Say) -> None:
     """Pack the tools for a host without registries."""
-    bundle(out, GATE_FAMILIES, on_progress=_progress(say))
+    images = {name: build_image(name, on_progress=_progress(say)) for name in (*GATE_IMAGES, "pause")}
+    bundle(out, GATE_FAMILIES, on_progress=_progress(say), images=images)
     say(f"packed {out}")
 
 
@@ -197,7 +198,8 @@ def stand_in_thresholds() -> dict[str, float]:
 def _progress(say: Say) -> Callable[[Step], None]:
     def tell(step: Step) -> None:
         if step.state == "started":
-            say(f"building {step.subject} ({step.done + 1} of {step.total})" if step.total else f"building {step.subject}")
+            of = f" ({step.done + 1} of {step.total})" if step.total else ""
+            say(f"building {step.subject}{of}")
         elif step.state == "waiting":
             say(f"{step.subject}: {step.text}")
         elif step.state == "finished":

@@ -47,9 +47,7 @@ def picture(own_ids: tuple[str, ...] = ()) -> Picture:
         "namespaces": sorted(_names(Path("/run/netns"))),
         "links": sorted(link["ifname"] for link in _ip("link", "show")),
         "addresses": sorted(
-            f"{a.get('local')} {link['ifname']}"
-            for link in _ip("addr", "show")
-            for a in link.get("addr_info", [])
+            f"{a.get('local')} {link['ifname']}" for link in _ip("addr", "show") for a in link.get("addr_info", [])
         ),
         "routes": sorted(f"{r.get('dst')} {r.get('gateway', '')} {r.get('dev')}" for r in _routes()),
         "mounts": sorted(str(mount) for mount in mounts()),
@@ -122,9 +120,7 @@ def _settings() -> Iterator[str]:
 
 
 def _rules() -> list[str]:
-    return subprocess.run(
-        ["nft", "list", "tables"], capture_output=True, text=True, check=False
-    ).stdout.splitlines()
+    return subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 def _processes(own_ids: tuple[str, ...]) -> Iterator[str]:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from kubernetes import client, utils
 from kubernetes.stream import stream
+
 from llm_replicas.cluster.client import api_client
 from llm_replicas.cluster.native import NativeCluster
 from llm_replicas.places import chart_folder, helm_binary

@@ -100,9 +100,7 @@ def test_an_interrupted_up_cleans_up_after_itself(attempt: Callable[[], Attempt]
     assert not up.layout.folder.exists()
 
 
-def test_up_recovers_from_a_dead_run_and_down_leaves_nothing(
-    attempt: Callable[[], Attempt], tmp_path: Path
-) -> None:
+def test_up_recovers_from_a_dead_run_and_down_leaves_nothing(attempt: Callable[[], Attempt], tmp_path: Path) -> None:
     before = picture(own_ids(tmp_path))
     up = attempt()
     up.wait(up.layout.api_ready.exists)
@@ -118,9 +116,7 @@ def test_up_recovers_from_a_dead_run_and_down_leaves_nothing(
     assert not (tmp_path / "state").exists()
 
 
-def test_the_picture_shows_what_a_running_cluster_has_changed(
-    attempt: Callable[[], Attempt], tmp_path: Path
-) -> None:
+def test_the_picture_shows_what_a_running_cluster_has_changed(attempt: Callable[[], Attempt], tmp_path: Path) -> None:
     """Red twin: if the picture could not see a cluster, the tests above would prove nothing."""
     before = picture(own_ids(tmp_path))
     up = attempt()
@@ -138,9 +134,7 @@ def test_the_picture_shows_what_a_running_cluster_has_changed(
 def test_two_clusters_stand_side_by_side(
     shared_cluster: NativeCluster, tools_folder: Path, pause_archive: Path, tmp_path: Path
 ) -> None:
-    beside = NativeCluster(
-        "beside", bin_dir=tools_folder, pause_archive=pause_archive, state_root=tmp_path, nodes=1
-    )
+    beside = NativeCluster("beside", bin_dir=tools_folder, pause_archive=pause_archive, state_root=tmp_path, nodes=1)
     try:
         beside.up()
 

@@ -50,10 +50,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644)
 
 def _busybox() -> bytes:
     installed = shutil.which("busybox")
-    if (
-        installed
-        and b"not a dynamic" in subprocess.run(["ldd", installed], capture_output=True, check=False).stderr
-    ):
+    if installed and b"not a dynamic" in subprocess.run(["ldd", installed], capture_output=True, check=False).stderr:
         return Path(installed).read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         # apt drops to its own user, who must be able to write there.

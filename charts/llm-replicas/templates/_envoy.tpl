@@ -166,6 +166,8 @@ request_id_extension:
     "@type": type.googleapis.com/envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig
     pack_trace_reason: false
 stream_idle_timeout: {{ $policy.timeouts.streamIdleSeconds }}s
+{{- /* After a cut stream Envoy would hold the connection open for 1 s in which the client learns nothing. */}}
+delayed_close_timeout: 0.1s
 request_headers_timeout: 10s
 common_http_protocol_options:
   idle_timeout: {{ $root.Values.router.clientIdleTimeoutSeconds }}s

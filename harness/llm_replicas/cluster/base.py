@@ -89,8 +89,7 @@ def named_port(service: Any, port_name: str) -> Any:
             return port
     names = ", ".join(str(port.name) for port in ports) or "none"
     raise EnvironmentProblem(
-        f"Service {service.metadata.namespace}/{service.metadata.name} has no port {port_name!r}; its ports: "
-        f"{names}"
+        f"Service {service.metadata.namespace}/{service.metadata.name} has no port {port_name!r}; its ports: {names}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 from pathlib import Path
@@ -40,10 +41,8 @@ def explain(error: Exception, doing: str) -> EnvironmentProblem:
     """Turn an API error into one message that says what was being done, what came back, what to do next."""
     if isinstance(error, client.ApiException):
         reason = error.reason
-        try:
+        with contextlib.suppress(TypeError, ValueError):  # some proxies answer in HTML
             reason = json.loads(error.body or "{}").get("message", reason)
-        except (TypeError, ValueError):
-            pass
         hint = {
             401: "the credentials are missing or expired: renew the token in the kubeconfig",
             403: "the account lacks a right: apply charts/llm-replicas/rbac/gate-role.yaml for it",

@@ -144,6 +144,4 @@ class ExistingCluster(Cluster):
                 for address in (node.status.addresses or []) if ready else []:
                     if address.type == kind:
                         return str(address.address)
-        raise EnvironmentProblem(
-            "no node is Ready; kubectl get nodes says more; or give --url http://HOST:PORT"
-        )
+        raise EnvironmentProblem("no node is Ready; kubectl get nodes says more; or give --url http://HOST:PORT")

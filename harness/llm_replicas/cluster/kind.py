@@ -88,9 +88,7 @@ class KindCluster(Cluster):
         """Create the cluster, or take up one of that name."""
         self._folder.mkdir(parents=True, exist_ok=True)
         if self.name in self._runner(["kind", "get", "clusters"]).split():
-            self._runner(
-                ["kind", "export", "kubeconfig", "--name", self.name, "--kubeconfig", str(self.kubeconfig)]
-            )
+            self._runner(["kind", "export", "kubeconfig", "--name", self.name, "--kubeconfig", str(self.kubeconfig)])
             return
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             yaml.safe_dump(self.configuration(), file)
@@ -147,6 +145,4 @@ class KindCluster(Cluster):
         """Start a node's container and wait until the node is Ready."""
         self._runner([self._engine, "start", node])
         command = ["kubectl", "--kubeconfig", str(self.kubeconfig), "--context", self.context]
-        self._runner(
-            [*command, "wait", f"node/{node}", "--for=condition=Ready", f"--timeout={WAIT_SECONDS}s"]
-        )
+        self._runner([*command, "wait", f"node/{node}", "--for=condition=Ready", f"--timeout={WAIT_SECONDS}s"])

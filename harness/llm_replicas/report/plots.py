@@ -184,7 +184,7 @@ def _near(
     if event.healed_s is not None:
         ax.axvline(event.healed_s - t0, color=GREEN, linewidth=1.2, linestyle=":")
         ax.text(event.healed_s - t0, bottom, " whole again", color=GREEN, fontsize=8, va="bottom")
-    # In a rollout each pod has a delete of its own, so that only its table row can say when it was left alone.
+    # In a rollout each pod has a delete of its own, which only the table can tell apart.
     detected = result.ttd_s if result and len(event.drains) < 2 else None
     for value, word, color, height in (
         (result.ttr_s if result else None, "TTR", ORANGE, 0.9),
@@ -406,9 +406,9 @@ def _seconds_axis(ax: Axes, bottom: float, top: float) -> None:
     ax.grid(axis="y", color="#E4E7EB", linewidth=0.7)
 
 
-def _legend(ax: Axes, place: str = "upper right") -> None:
+def _legend(ax: Axes) -> None:
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc=place, fontsize=8, ncols=4, frameon=True, framealpha=0.9, edgecolor="none")
+        ax.legend(loc="upper right", fontsize=8, ncols=4, frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def _svg(figure: Figure) -> str:

@@ -22,9 +22,7 @@ class Recorder:
     def __call__(self, command: Sequence[str]) -> str:
         self.commands.append(list(command))
         if "--config" in command:
-            self.configuration = yaml.safe_load(
-                Path(command[list(command).index("--config") + 1]).read_text()
-            )
+            self.configuration = yaml.safe_load(Path(command[list(command).index("--config") + 1]).read_text())
         if self._fail_on and self._fail_on in command:
             raise EnvironmentProblem("no")
         return self._clusters if command[:3] == ["kind", "get", "clusters"] else ""

@@ -87,9 +87,7 @@ def test_a_recycled_pid_is_never_signalled(tmp_path: Path) -> None:
 
 def test_a_process_of_an_earlier_boot_is_never_signalled(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
-        recorded = Process(
-            "it", stranger.pid, processes.start_time(stranger.pid) or 0, "earlier", tmp_path / "log"
-        )
+        recorded = Process("it", stranger.pid, processes.start_time(stranger.pid) or 0, "earlier", tmp_path / "log")
 
         processes.kill(recorded)
         time.sleep(0.05)  # a signal would have arrived by now
@@ -118,9 +116,7 @@ def test_a_zombie_counts_as_gone() -> None:
         assert processes.start_time(child.pid) is None
 
 
-def test_a_process_that_ends_early_is_reported_with_the_end_of_its_log(
-    journal: Journal, tmp_path: Path
-) -> None:
+def test_a_process_that_ends_early_is_reported_with_the_end_of_its_log(journal: Journal, tmp_path: Path) -> None:
     process = spawn(journal, tmp_path, "sh", "-c", "echo the disk is full; exit 3")
     deadline = time.monotonic() + 5
     while processes.alive(process) and time.monotonic() < deadline:

@@ -45,9 +45,7 @@ def test_a_held_lock_is_reported_with_its_holder(holder: "subprocess.Popen[str]"
     holder.wait()
 
 
-def test_a_killed_holder_blocks_nobody_and_no_file_is_left(
-    holder: "subprocess.Popen[str]", tmp_path: Path
-) -> None:
+def test_a_killed_holder_blocks_nobody_and_no_file_is_left(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:
     holder.kill()
     holder.wait()
 

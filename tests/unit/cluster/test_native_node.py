@@ -67,9 +67,7 @@ def test_dns_records_live_five_seconds() -> None:
 
 
 def test_an_archive_tells_names_and_digest(tmp_path: Path) -> None:
-    path = archive(
-        tmp_path / "a.tar", [{"Config": "blobs/abc.json", "RepoTags": ["localhost/a:1"], "Layers": []}]
-    )
+    path = archive(tmp_path / "a.tar", [{"Config": "blobs/abc.json", "RepoTags": ["localhost/a:1"], "Layers": []}])
 
     image = read_archive(path)
 

@@ -42,9 +42,7 @@ def test_root() -> None:
 
 def test_disk() -> None:
     assert preflight.disk_problem(Path("/state"), preflight.DISK) is None
-    assert "0.5 GiB are free in /state; at least 4 GiB" in (
-        preflight.disk_problem(Path("/state"), GIB // 2) or ""
-    )
+    assert "0.5 GiB are free in /state; at least 4 GiB" in (preflight.disk_problem(Path("/state"), GIB // 2) or "")
 
 
 def test_memory() -> None:
@@ -108,15 +106,11 @@ def test_a_full_folder_misses_nothing(tmp_path: Path) -> None:
     assert found["ip"] == tmp_path / "ip"
 
 
-def test_missing_programs_are_named_with_their_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_programs_are_named_with_their_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full_folder(tmp_path)
     (tmp_path / "kubelet").unlink()
     (tmp_path / "runc").unlink()
-    monkeypatch.setattr(
-        shutil, "which", lambda name, path="": str(p) if (p := Path(path, name)).exists() else None
-    )
+    monkeypatch.setattr(shutil, "which", lambda name, path="": str(p) if (p := Path(path, name)).exists() else None)
 
     _, missing = binaries.find(tmp_path)
 

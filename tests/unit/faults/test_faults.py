@@ -6,10 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from llm_replicas.errors import InvalidRun
-from llm_replicas.faults import PodDelete, ReplicaRollout
+from llm_replicas.faults import PodDelete, ReplicaRollout, pod_delete, rollout
 from llm_replicas.faults import base as faults_base
-from llm_replicas.faults import pod_delete, rollout
 
 
 def pod(name: str, *, ready: bool = True, terminating: bool = False, restarts: int = 0, age: int = 0) -> Any:
@@ -74,7 +74,7 @@ class Quiet:
     """A log follower that saw what it was told."""
 
     def __init__(self, _target: Any, pods: list[str], _clock: Any) -> None:
-        self.seen = {name: 107.0 for name in pods}
+        self.seen = dict.fromkeys(pods, 107.0)
 
     def stop(self) -> None:
         pass

@@ -127,9 +127,7 @@ class HttpServer:
                 return False
             if behaviour == "stall" and number == half:
                 await asyncio.sleep(3600)
-            await asyncio.sleep(
-                self._clock.pause(self._settings.seconds_per_event * (5 if behaviour == "slow" else 1))
-            )
+            await asyncio.sleep(self._clock.pause(self._settings.seconds_per_event * (5 if behaviour == "slow" else 1)))
             self._event(writer, {"model_name": "ensemble", "model_version": "1", "text_output": text})
             await writer.drain()
         writer.write(b"0\r\n\r\n")
@@ -142,9 +140,7 @@ class HttpServer:
 
     def _plain(self, writer: asyncio.StreamWriter, status: int, data: dict[str, Any]) -> None:
         payload = json.dumps(data).encode()
-        head = (
-            f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
-        )
+        head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
         writer.write(head.encode() + payload)
 
 
@@ -158,9 +154,7 @@ class GrpcServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         for request in requests:
             assert request.parameters["triton_enable_empty_final_response"].bool_param
             assert dict(context.invocation_metadata())["x-request-id"] == request.id
-            contents = dict(
-                zip((each.name for each in request.inputs), request.raw_input_contents, strict=True)
-            )
+            contents = dict(zip((each.name for each in request.inputs), request.raw_input_contents, strict=True))
             yield from self._answer(request.id, struct.unpack("<i", contents["max_tokens"])[0], context)
 
     def _answer(self, request_id: str, tokens: int, context: Any) -> Iterator[Any]:
@@ -210,9 +204,7 @@ async def main(settings: Settings) -> None:
         grpc_server.start()
     print(json.dumps({"http": server.sockets[0].getsockname()[1], "grpc": grpc_port}), flush=True)
     # The test that started this process holds its standard input; an end of it means that the test is gone.
-    threading.Thread(
-        target=lambda: (sys.stdin.read(), server.get_loop().call_soon_threadsafe(server.close))
-    ).start()
+    threading.Thread(target=lambda: (sys.stdin.read(), server.get_loop().call_soon_threadsafe(server.close))).start()
     await server.wait_closed()
 
 

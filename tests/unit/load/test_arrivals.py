@@ -35,9 +35,7 @@ def test_a_poisson_count_varies_as_poisson_counts_do() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(0.5, 500), st.floats(0.1, 20), st.integers(0, 2**32), st.booleans())
-def test_all_moments_lie_in_order_inside_the_phase(
-    rate: float, seconds: float, seed: int, counted: bool
-) -> None:
+def test_all_moments_lie_in_order_inside_the_phase(rate: float, seconds: float, seed: int, counted: bool) -> None:
     requests = max(1, round(rate * seconds)) if counted else None
     trace = Trace(np.array([0.0, 0.0, 1.0, 5.0]), np.arange(4), np.arange(4))
     for moments in (
@@ -68,9 +66,7 @@ def test_a_trace_shorter_than_the_phase_goes_round() -> None:
 
 
 def test_a_trace_of_one_moment_is_spread_evenly() -> None:
-    moments, _ = arrivals.from_trace(
-        generator(), Trace(np.zeros(1), np.arange(1), np.arange(1)), 2.0, seconds=2.0
-    )
+    moments, _ = arrivals.from_trace(generator(), Trace(np.zeros(1), np.arange(1), np.arange(1)), 2.0, seconds=2.0)
 
     assert len(moments) == 4
     assert np.ptp(np.diff(moments)) < 1e-9 or np.diff(moments).min() > 0

@@ -138,9 +138,7 @@ def test_what_is_open_at_the_end_of_the_drain_is_unfinished() -> None:
     records, _ = play(hang, count=5, drain=0.3)
 
     assert len(records) == 5
-    assert {(row.outcome, row.error_class, row.end_s) for row in records} == {
-        ("unfinished", "drain_deadline", None)
-    }
+    assert {(row.outcome, row.error_class, row.end_s) for row in records} == {("unfinished", "drain_deadline", None)}
     assert time.monotonic() - began < 1.0
 
 

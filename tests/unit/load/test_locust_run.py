@@ -81,9 +81,7 @@ def behave(dues: list[Due]) -> dict[str, tuple[str, tuple[str, str | None]]]:
     return given
 
 
-def test_each_misbehaviour_has_exactly_its_outcome_and_nothing_else_is_blamed(
-    serve: Serve, make_run: MakeRun
-) -> None:
+def test_each_misbehaviour_has_exactly_its_outcome_and_nothing_else_is_blamed(serve: Serve, make_run: MakeRun) -> None:
     folder, dues = make_run(
         workload={"mix": MIX},
         client={"stall_seconds": 0.7},
@@ -119,9 +117,9 @@ def test_each_misbehaviour_has_exactly_its_outcome_and_nothing_else_is_blamed(
 
 
 def test_a_freeze_shows_in_every_request_due_meanwhile(serve: Serve, make_run: MakeRun) -> None:
-    freeze_at, freeze_for = 1.0, 2.0
+    freeze_at, freeze_for = 0.5, 1.5
     folder, dues = make_run(
-        phases=[{"name": "a", "arrivals": "constant", "rate_per_second": 20, "duration_seconds": 4}]
+        phases=[{"name": "a", "arrivals": "constant", "rate_per_second": 20, "duration_seconds": 2.5}]
     )
     server = serve(seconds_per_event=0.001, freeze_at=freeze_at, freeze_for=freeze_for, grpc=False)
 
@@ -130,7 +128,7 @@ def test_a_freeze_shows_in_every_request_due_meanwhile(serve: Serve, make_run: M
     # The server counts from its first request; a little slack on both edges for its own work.
     thaw = dues[0].due_s + freeze_at + freeze_for
     meanwhile = [due for due in dues if thaw - freeze_for + 0.2 < due.due_s < thaw - 0.2]
-    assert len(meanwhile) >= 30
+    assert len(meanwhile) >= 20
     for due in meanwhile:
         row = found[due.request_id]
         assert row["sent_s"] - due.due_s < ON_TIME_SECONDS, "sent on time although nothing was answered"
@@ -157,13 +155,13 @@ def test_a_killed_generator_leaves_readable_records_and_is_invalid(serve: Serve,
     server = serve(grpc=False)
     with LoadRun(folder, http_url=server.http_url) as run:
         started = run.wait_started()
-        run.wait_until(started + 3.0)
+        run.wait_until(started + 2.5)
         os.kill(run.pids[0], signal.SIGKILL)
         with pytest.raises(InvalidRun, match="killed by signal 9"):
             run.wait_until(started + 60)
 
     found = rows(folder)
-    lost = [due for due in dues if due.due_s < 2.0 - 0.5 and due.request_id not in found]
+    lost = [due for due in dues if due.due_s < 2.5 - 1.0 - 0.5 and due.request_id not in found]
     assert len(found) >= 20
     assert lost == [], "only the last second may be lost"
     seal(folder)
@@ -187,16 +185,14 @@ def test_a_generator_that_is_told_to_stop_writes_its_last_records(serve: Serve, 
 def test_two_workers_play_the_same_schedule_between_them(serve: Serve, make_run: MakeRun) -> None:
     folder, dues = make_run(
         workload={"mix": MIX},
-        phases=[{"name": "a", "arrivals": "constant", "rate_per_second": 20, "requests": 40}],
+        phases=[{"name": "a", "arrivals": "constant", "rate_per_second": 20, "requests": 30}],
     )
     before = (folder / "schedule.arrow").read_bytes()
 
     found = play(folder, serve(), workers=2)
 
     assert (folder / "schedule.arrow").read_bytes() == before
-    assert {due.request_id: due.due_s for due in dues} == {
-        each: row["scheduled_s"] for each, row in found.items()
-    }
+    assert {due.request_id: due.due_s for due in dues} == {each: row["scheduled_s"] for each, row in found.items()}
     for index, due in enumerate(dues):
         assert found[due.request_id]["worker"] == f"worker-{index % 2}"
         assert found[due.request_id]["outcome"] == "ok"
@@ -234,9 +230,7 @@ def locust(*arguments: str, folder: Path, **environment: str) -> subprocess.Comp
 def test_by_hand_it_makes_its_own_run_folder_and_failures_are_no_error_of_the_tool(
     serve: Serve, make_run: MakeRun, tmp_path: Path
 ) -> None:
-    template, dues = make_run(
-        phases=[{"name": "a", "arrivals": "constant", "rate_per_second": 20, "requests": 20}]
-    )
+    template, dues = make_run(phases=[{"name": "a", "arrivals": "constant", "rate_per_second": 20, "requests": 20}])
     server = serve(grpc=False, behaviours={dues[3].request_id: "busy"})
 
     done = locust("--host", server.http_url, folder=tmp_path, LLM_PLAN=str(template / "plan.yaml"))

@@ -24,7 +24,7 @@ MakeRun = Callable[..., tuple[Path, list[Due]]]
         (True, URL, "nowhere", "accepted is HOST:PORT"),
     ],
 )
-def test_what_is_missing_is_told_and_nothing_is_written(  # noqa: PLR0917 - fixtures
+def test_what_is_missing_is_told_and_nothing_is_written(
     make_run: MakeRun,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

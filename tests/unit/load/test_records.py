@@ -157,9 +157,7 @@ def test_sealing_that_was_broken_off_after_the_rename_is_finished_the_next_time(
     assert read_records(tmp_path).num_rows == 5
 
 
-def test_the_segments_stay_while_the_parquet_file_is_not_safe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_segments_stay_while_the_parquet_file_is_not_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, 5)
 
     def full(*_: Any, **__: Any) -> None:

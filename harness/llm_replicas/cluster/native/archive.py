@@ -28,12 +28,9 @@ def read_archive(path: Path) -> ArchivedImage:
             manifest = json.load(member) if member else []
     except (OSError, KeyError, ValueError, tarfile.TarError) as error:
         raise UsageError(
-            f"{path} is no docker-archive ({error}); make one with: buildah push IMAGE "
-            "docker-archive:FILE:NAME"
+            f"{path} is no docker-archive ({error}); make one with: buildah push IMAGE docker-archive:FILE:NAME"
         ) from error
     if len(manifest) != 1 or not manifest[0].get("RepoTags"):
-        raise UsageError(
-            f"{path} holds {len(manifest)} images or one without a name; accepted: one named image"
-        )
+        raise UsageError(f"{path} holds {len(manifest)} images or one without a name; accepted: one named image")
     digest = Path(manifest[0]["Config"]).name.removesuffix(".json")
     return ArchivedImage(tuple(manifest[0]["RepoTags"]), digest)

@@ -51,9 +51,7 @@ class Binaries:
         found = {self.folder} | {self.paths[name].resolve().parent for name in BUILT}
         # A packed folder holds wrappers that call what lies beside it.
         beside = (self.folder.parent / name for name in ("programs", "lib"))
-        return sorted(
-            found | {folder for folder in beside if (self.folder / "etcd").exists() and folder.is_dir()}
-        )
+        return sorted(found | {folder for folder in beside if (self.folder / "etcd").exists() and folder.is_dir()})
 
     @property
     def search_path(self) -> str:

@@ -79,6 +79,4 @@ def advertise(api: client.ApiClient, node: str, resources: dict[str, int]) -> No
     """Give a node extended resources, as a device plugin would."""
     if resources:
         capacity = {name: str(count) for name, count in resources.items()}
-        client.CoreV1Api(api).patch_node_status(
-            node, {"status": {"capacity": capacity, "allocatable": capacity}}
-        )
+        client.CoreV1Api(api).patch_node_status(node, {"status": {"capacity": capacity, "allocatable": capacity}})

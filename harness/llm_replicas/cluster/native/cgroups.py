@@ -150,9 +150,7 @@ def _set_frozen(name: str, *, frozen: bool, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while wanted not in report.read_text():
         if time.monotonic() > deadline:
-            raise EnvironmentProblem(
-                f"{report} does not say {wanted!r} after {seconds:.0f} s; look at it and at dmesg"
-            )
+            raise EnvironmentProblem(f"{report} does not say {wanted!r} after {seconds:.0f} s; look at it and at dmesg")
         time.sleep(0.01)  # the kernel stops a process when it next leaves the kernel
 
 
@@ -177,9 +175,7 @@ def remove(folder: Path, seconds: float = 10.0) -> None:
             continue
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise EnvironmentProblem(
-                    f"control group {folder} cannot be removed: {error.strerror}"
-                ) from error
+                raise EnvironmentProblem(f"control group {folder} cannot be removed: {error.strerror}") from error
             time.sleep(0.02)  # dead processes leave their group a moment after they are gone from /proc
 
 

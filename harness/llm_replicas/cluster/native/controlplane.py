@@ -53,9 +53,7 @@ class Credentials:
 
     def kubelet_server(self, node: str, address: str) -> tuple[Path, Path]:
         """Issue the serving certificate of a node's kubelet."""
-        return self._authority.server(f"system:node:{node}", [node, address]).write(
-            self._folder, f"kubelet-{node}"
-        )
+        return self._authority.server(f"system:node:{node}", [node, address]).write(self._folder, f"kubelet-{node}")
 
 
 def etcd(binary: Path, data: Path) -> list[str]:

@@ -171,8 +171,9 @@ def forget_namespaces_folder() -> None:
     if NAMESPACES.exists():
         if any(NAMESPACES.iterdir()):
             return
-        while NAMESPACES in mounts():
-            unmount(NAMESPACES)
+        with contextlib.suppress(OSError):  # ends when it is no mount any more
+            while True:
+                unmount(NAMESPACES)
         NAMESPACES.rmdir()
     shutil.rmtree(NAMESPACES_MADE.parent)
 

@@ -70,15 +70,11 @@ class Node:
             key=key,
             resolv_conf=self._folder / "resolv.conf",
         )
-        proxy = nodeconfig.kube_proxy(
-            kubeconfig=proxy_kubeconfig, node=self.name, pods=subnet.pods, node_ports=address
-        )
+        proxy = nodeconfig.kube_proxy(kubeconfig=proxy_kubeconfig, node=self.name, pods=subnet.pods, node_ports=address)
         (self._folder / "kubelet.json").write_text(json.dumps(kubelet, indent=1))
         (self._folder / "kube-proxy.json").write_text(json.dumps(proxy, indent=1))
         labels = {"topology.kubernetes.io/zone": zone} if zone else {}
-        (self._folder / "node.json").write_text(
-            json.dumps(self._init_settings(kubeconfig, address, labels), indent=1)
-        )
+        (self._folder / "node.json").write_text(json.dumps(self._init_settings(kubeconfig, address, labels), indent=1))
 
     def start(self) -> Process:
         """Give the node power: its first process prepares it and starts the daemons."""
@@ -116,9 +112,7 @@ class Node:
                 f"{processes.tail(self.log(name))}"
             )
         if self.process() is None:
-            raise EnvironmentProblem(
-                f"{self.name} ended; the end of its log:\n{processes.tail(self.log('init'))}"
-            )
+            raise EnvironmentProblem(f"{self.name} ended; the end of its log:\n{processes.tail(self.log('init'))}")
 
     def kill(self) -> None:
         """Take the power away: the cable first, so that no packet says goodbye, then every process at "
@@ -242,9 +236,7 @@ class Node:
         deadline = time.monotonic() + seconds
         while left := cgroups.processes(self.cgroup):
             if time.monotonic() > deadline:
-                raise EnvironmentProblem(
-                    f"{self.name} lost its power but processes {sorted(left)} are still there"
-                )
+                raise EnvironmentProblem(f"{self.name} lost its power but processes {sorted(left)} are still there")
             time.sleep(0.01)  # the kernel needs a moment to take processes apart
 
 

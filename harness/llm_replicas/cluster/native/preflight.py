@@ -106,7 +106,7 @@ def overlay_problem(unshare: Path, state_root: Path) -> str | None:
         for name in ("lower", "upper", "work", "merged"):
             Path(folder, name).mkdir()
         script = (
-            'cd "$1" && mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged'
+            'cd "$1" && mount --no-mtab -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged'
             " && touch merged/file"
         )
         failure = _try([str(unshare), "--mount", "sh", "-c", script, "sh", folder])
@@ -139,10 +139,7 @@ def nftables_problem(unshare: Path, nft: Path) -> str | None:
 
 def links_problem(unshare: Path, ip: Path) -> str | None:
     """Try a bridge with a veth pair on it, as nodes hang on one, in a network namespace of its own."""
-    script = (
-        '"$1" link add b0 type bridge && "$1" link add v0 type veth peer name v1'
-        ' && "$1" link set v0 master b0'
-    )
+    script = '"$1" link add b0 type bridge && "$1" link add v0 type veth peer name v1 && "$1" link set v0 master b0'
     failure = _try([str(unshare), "--net", "sh", "-c", script, "sh", str(ip)])
     if failure is None:
         return None

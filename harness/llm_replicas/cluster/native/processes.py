@@ -76,9 +76,7 @@ def spawn(
     assert child.stdin is not None  # noqa: S101  (asked for three lines above)
     try:
         process = Process(name, child.pid, start_time(child.pid) or 0, boot_id(), log)
-        journal.record(
-            "process", name=name, pid=process.pid, started=process.started, boot=process.boot, log=str(log)
-        )
+        journal.record("process", name=name, pid=process.pid, started=process.started, boot=process.boot, log=str(log))
         for group in cgroups:
             (group / "cgroup.procs").write_text(str(child.pid))
         child.stdin.write(b"go\n")
@@ -153,6 +151,4 @@ def refuse_dead(processes: Iterable[Process]) -> None:
     """Raise with the end of its log if one of these has ended."""
     for process in processes:
         if not alive(process):
-            raise EnvironmentProblem(
-                f"{process.name} ended at once; the end of its log:\n{tail(process.log)}"
-            )
+            raise EnvironmentProblem(f"{process.name} ended at once; the end of its log:\n{tail(process.log)}")

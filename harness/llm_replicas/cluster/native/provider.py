@@ -180,9 +180,7 @@ class NativeCluster(Cluster):
     def load_image(self, archive: Path) -> None:
         """Import a docker-archive on every node that has power, unless the same content is there already."""
         image = read_archive(archive)
-        nodes = [
-            node for node in self._nodes() if not self.image_present(node.name, image.names, image.digest)
-        ]
+        nodes = [node for node in self._nodes() if not self.image_present(node.name, image.names, image.digest)]
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda node: node.import_image(archive, f"{LABEL}={image.digest}"), nodes))
 
@@ -196,8 +194,7 @@ class NativeCluster(Cluster):
     def _pause_path(self) -> Path:
         if self._pause_archive is None or not self._pause_archive.exists():
             raise UsageError(
-                f"pause_archive: {self._pause_archive}; a docker-archive of the pause image is needed to "
-                "make a cluster"
+                f"pause_archive: {self._pause_archive}; a docker-archive of the pause image is needed to make a cluster"
             )
         return self._pause_archive
 

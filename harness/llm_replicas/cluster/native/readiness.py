@@ -80,9 +80,7 @@ def answers(url: str, running: Iterable[Process], what: str, log: Path, deadline
     until(lambda: _says_yes(url), running, f"{what} not ready", log, deadline)
 
 
-def until(
-    ready: Callable[[], bool], running: Iterable[Process], what: str, log: Path, deadline: Deadline
-) -> None:
+def until(ready: Callable[[], bool], running: Iterable[Process], what: str, log: Path, deadline: Deadline) -> None:
     """Wait until a question that can only be asked is answered with yes."""
     watched = list(running)
     while not ready():

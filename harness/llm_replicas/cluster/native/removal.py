@@ -35,9 +35,7 @@ def remove(layout: Layout) -> None:
     _unmount_below(layout.folder)
     shutil.rmtree(layout.folder, ignore_errors=True)
     if layout.folder.exists():
-        shutil.rmtree(
-            layout.folder
-        )  # a file appeared or vanished meanwhile: once more, and say what is wrong
+        shutil.rmtree(layout.folder)  # a file appeared or vanished meanwhile: once more, and say what is wrong
     with host_lock():
         network.forget_namespaces_folder()
 
@@ -107,9 +105,7 @@ def _thaw_all(journal: Journal) -> None:
 
 
 def _unmount_below(folder: Path) -> None:
-    """Unmount what lies in a folder before it is deleted: deleting through a mount would delete somebody's "
-    "files.
-    """
+    """Unmount what lies in a folder before it is deleted, or files of somebody else would be deleted."""
     for mount in reversed(network.mounts()):
         if mount.is_relative_to(folder):
             unmount(mount)

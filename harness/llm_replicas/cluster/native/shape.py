@@ -22,13 +22,9 @@ class Shape:
         """Return a shape, or say what is wrong with it."""
         if not 1 <= nodes <= MAX_NODES:
             raise UsageError(f"nodes: {nodes}; accepted: 1 to {MAX_NODES}")
-        shape = cls(
-            nodes, list(zones), {node: dict(given) for node, given in (extended_resources or {}).items()}
-        )
+        shape = cls(nodes, list(zones), {node: dict(given) for node, given in (extended_resources or {}).items()})
         if strangers := sorted(set(shape.extended_resources) - set(shape.names)):
-            raise UsageError(
-                f"extended_resources: no node {', '.join(strangers)}; accepted: {', '.join(shape.names)}"
-            )
+            raise UsageError(f"extended_resources: no node {', '.join(strangers)}; accepted: {', '.join(shape.names)}")
         return shape
 
     @property
