@@ -139,8 +139,7 @@ def _slo(run: Path, given: Path | None, reading: Reading) -> Slo:
         return NO_SLO
     if stored.get("digest") not in {None, digest(table)}:
         reading.problems.append(
-            f"slo.yaml was changed after the run: its digest is {digest(table)}, "
-            f"and it says {stored['digest']}"
+            f"slo.yaml was changed after the run: its digest is {digest(table)}, and it says {stored['digest']}"
         )
     reading.slo_source = str(stored.get("source", "slo.yaml"))
     return table
@@ -189,8 +188,7 @@ def _samples(records: Any, rows: Mapping[str, Mapping[str, Any]], origin_wall: f
         )
     }
     columns |= {
-        name: _labels(records.column(name))
-        for name in ("worker", "phase", "protocol", "outcome", "error_class")
+        name: _labels(records.column(name)) for name in ("worker", "phase", "protocol", "outcome", "error_class")
     }
     # A request that failed before its answer began carries no header that names the pod; the router knows it.
     for name, told in (("replica", _last_host), ("router", _router)):
@@ -230,9 +228,7 @@ def _largest(column: Any) -> npt.NDArray[np.float64]:
     return found
 
 
-def _compare_with_schedule(
-    run: Path, records: Any, reading: Reading
-) -> tuple[int | None, tuple[str, ...], int]:
+def _compare_with_schedule(run: Path, records: Any, reading: Reading) -> tuple[int | None, tuple[str, ...], int]:
     try:
         wanted = set(read_schedule(run).column("request_id").to_pylist())
     except LlmReplicasError as error:
@@ -399,9 +395,7 @@ def _json(path: Path, kind: type, reading: Reading, *, needed: bool) -> Any:
         reading.problems.append(f"{path.name} cannot be read: {error}")
         return None
     if not isinstance(found, kind):
-        reading.problems.append(
-            f"{path.name} holds {type(found).__name__} where {kind.__name__} was expected"
-        )
+        reading.problems.append(f"{path.name} holds {type(found).__name__} where {kind.__name__} was expected")
         return None
     return found
 

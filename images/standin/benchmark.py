@@ -88,9 +88,7 @@ def measured_tokens_per_second(streams: list[Stream]) -> float:
 async def run_streams(url: str, model: str, streams: int, max_tokens: int) -> list[Stream]:
     """Many streams side by side, a prompt of one word each so that prefill does not disturb."""
     # Started one after the other: all at once would test the waiting queue instead.
-    starts = (
-        read_stream(url, model, f"w{number}", max_tokens, number * RAMP_SECONDS) for number in range(streams)
-    )
+    starts = (read_stream(url, model, f"w{number}", max_tokens, number * RAMP_SECONDS) for number in range(streams))
     return list(await asyncio.gather(*starts))
 
 
@@ -152,9 +150,7 @@ def cpu(options: argparse.Namespace, config: EngineConfig) -> int:
 
 def main() -> int:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["throughput", "cpu"])
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", default="tensorrt_llm_bls")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kubectlrun import Kubectl, kubectl_for
 from kubernetes import client
-from tinyimage import write_tiny_archive
 
 from llm_replicas.cluster.native import NativeCluster
+from tests.cluster.kubectlrun import Kubectl, kubectl_for
+from tests.cluster.tinyimage import write_tiny_archive
 
 
 def tell(text: str) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from machinestate import differences, picture
 
 from llm_replicas.cluster.native import NativeCluster
 from llm_replicas.cluster.native.journal import Journal
 from llm_replicas.cluster.native.layout import Layout
+from tests.cluster.machinestate import differences, picture
 
 pytestmark = pytest.mark.cluster
 

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from kubectlrun import Kubectl
 from kubernetes import client
 
 from llm_replicas.cluster.existing import ExistingCluster
 from llm_replicas.cluster.native import NativeCluster
 from llm_replicas.errors import EnvironmentProblem, UsageError
+from tests.cluster.kubectlrun import Kubectl
 
 pytestmark = pytest.mark.cluster
 

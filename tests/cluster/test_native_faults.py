@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kubectlrun import kubectl_for
 from kubernetes import client
-from tinyimage import NAME as IMAGE
 
 from llm_replicas.cluster.native import NativeCluster, cgroups
 from llm_replicas.errors import UsageError
+from tests.cluster.kubectlrun import kubectl_for
+from tests.cluster.tinyimage import NAME as IMAGE
 
 pytestmark = pytest.mark.cluster
 

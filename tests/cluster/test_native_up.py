@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from kubernetes import client
-from tinyimage import NAME as IMAGE
 
 from llm_replicas.cluster.native import NativeCluster
 from llm_replicas.errors import UsageError
+from tests.cluster.tinyimage import NAME as IMAGE
 
 pytestmark = pytest.mark.cluster
 

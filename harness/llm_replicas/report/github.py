@@ -18,9 +18,7 @@ def annotations(verdict: Verdict) -> list[str]:
     parts += [(each.verdict, each.name, each.text) for each in verdict.conditions]
     parts += [(each.verdict, each.name, each.reason) for each in verdict.objectives]
     parts += [(each.verdict, each.kind, "; ".join(each.reasons)) for each in verdict.faults]
-    found = [
-        _command(_LEVELS[word], f"{title}: {name}", text) for word, name, text in parts if word != "pass"
-    ]
+    found = [_command(_LEVELS[word], f"{title}: {name}", text) for word, name, text in parts if word != "pass"]
     return found or [_command("error", title, "; ".join(verdict.reasons))]
 
 
@@ -33,9 +31,7 @@ def _summary(verdict: Verdict) -> Iterable[str]:
     yield f"## {_SIGNS[verdict.verdict]} {verdict.verdict.upper()}"
     yield ""
     stand_in = (
-        " Stand-in numbers: the model behind this run is a stand-in."
-        if verdict.provenance.get("stand_in")
-        else ""
+        " Stand-in numbers: the model behind this run is a stand-in." if verdict.provenance.get("stand_in") else ""
     )
     yield (
         f"{verdict.requests} requests, {verdict.failed} failed, {verdict.cut} cut; "

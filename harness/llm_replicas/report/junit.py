@@ -60,16 +60,12 @@ def to_junit(verdict: Verdict) -> str:
 
 def _cases(verdict: Verdict) -> Iterable[_Case]:
     for objective in verdict.objectives:
-        yield _Case(
-            "objective", objective.name, objective.verdict, objective.reason, describe_objective(objective)
-        )
+        yield _Case("objective", objective.name, objective.verdict, objective.reason, describe_objective(objective))
     for fault in verdict.faults:
         text = "; ".join(fault.reasons) or "as promised"
         yield _Case("fault", f"{fault.kind} in {fault.phase}", fault.verdict, text, describe_fault(fault))
     for number, condition in enumerate(verdict.conditions, start=1):
-        yield _Case(
-            "condition", f"{number} {condition.name}", condition.verdict, condition.text, condition.text
-        )
+        yield _Case("condition", f"{number} {condition.name}", condition.verdict, condition.text, condition.text)
     generator = verdict.generator
     yield _Case(
         "generator",

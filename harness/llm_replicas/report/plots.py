@@ -116,10 +116,10 @@ def _over_time(samples: Samples, facts: RunFacts) -> Picture:
     )
 
 
-def _cloud(ax: Axes, due: Floats, values: Floats) -> None:
+def _cloud(ax: Axes, due: Floats, values: Floats, size: float = 4) -> None:
     # The lines are made from every request; only the cloud of points is thinned.
     thin = slice(None, None, max(1, -(-due.size // MOST_POINTS)))
-    ax.scatter(due[thin], values[thin], s=4, color=SKY, alpha=0.5, linewidths=0, rasterized=True)
+    ax.scatter(due[thin], values[thin], s=size, color=SKY, alpha=0.55, linewidths=0, rasterized=True)
 
 
 def _faults_near(samples: Samples, facts: RunFacts, verdict: Verdict) -> Picture | None:
@@ -138,9 +138,7 @@ def _faults_near(samples: Samples, facts: RunFacts, verdict: Verdict) -> Picture
     for ax, event in zip(grid.flat, events, strict=False):
         _near(ax, samples, values, event, result=results.get((event.kind, event.phase)), promise=promise)
     told = "; ".join(
-        f"{each.kind}: {each.failed_new} new failed, {each.cut} cut"
-        for each in verdict.faults
-        if each.t0_s is not None
+        f"{each.kind}: {each.failed_new} new failed, {each.cut} cut" for each in verdict.faults if each.t0_s is not None
     )
     return Picture(
         "Each fault from near",
@@ -163,7 +161,7 @@ def _near(
     until = max(20.0, (event.healed_s or t0) - t0 + 5)
     near = (samples.scheduled >= t0 - 15) & (samples.scheduled <= t0 + until) & ~np.isnan(values)
     fine = near & np.isfinite(values)
-    _cloud(ax, samples.scheduled[fine] - t0, values[fine])
+    _cloud(ax, samples.scheduled[fine] - t0, values[fine], size=9)
     top = _ceiling(values[fine], promise)
     bottom = float(values[fine].min()) * 0.7 if fine.any() else top / 100
     # Unary answers have no time to first token, but a lost one is lost all the same.
@@ -175,9 +173,7 @@ def _near(
         if mask.any():
             due = samples.scheduled[mask] - t0
             place = np.full(due.size, top * height)
-            ax.scatter(
-                due, place, marker=marker, s=28, color=color, linewidths=1.2, label=f"{word} ({due.size})"
-            )
+            ax.scatter(due, place, marker=marker, s=28, color=color, linewidths=1.2, label=f"{word} ({due.size})")
     _limit(ax, promise)
     ax.axvline(0, color=INK, linewidth=1.2)
     ax.text(0, bottom, " T0", fontsize=8, va="bottom", fontweight="bold")
@@ -311,8 +307,7 @@ def _in_flight(samples: Samples, facts: RunFacts) -> Picture | None:
     left_out = len(tracks) - len(shown)
     return Picture(
         "Requests in flight on each pod",
-        "Which pod did the work?"
-        + (f" ({left_out} pods with fewer requests are left out)" if left_out else ""),
+        "Which pod did the work?" + (f" ({left_out} pods with fewer requests are left out)" if left_out else ""),
         f"Running requests over time, one row for each of {len(shown)} replica pods, at most {most} at once.",
         _svg(figure),
     )

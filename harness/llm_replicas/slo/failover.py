@@ -130,9 +130,7 @@ def judge_fault(
     excused = on_victim & lost_running & ~new & (members.sent <= t0)
     elsewhere = (lost_running & ~excused) | lost_before
 
-    drains = tuple(
-        _drain(drain, fault, samples, router_log, endpoint_withdrawal_s) for drain in _drains(fault)
-    )
+    drains = tuple(_drain(drain, fault, samples, router_log, endpoint_withdrawal_s) for drain in _drains(fault))
     in_flight = _in_flight(fault, samples, drains)
     recovery = recover(members.take(new), t0, slo.latency.ttft, alpha)
     last_new = _largest([drain.last_new_request_s for drain in drains]) if fault.graceful else None
@@ -413,15 +411,8 @@ def _verdict(
         _timing("recovered", result.ttr_s, objective.time_to_recover_seconds, failed, unproved)
         _timing("detected", result.ttd_s, objective.time_to_detect_seconds, failed, unproved)
         promised = objective.time_to_recover_seconds
-        if (
-            promised is not None
-            and result.ttr_censored
-            and result.ttr_s is not None
-            and result.ttr_s <= promised
-        ):
-            unproved.append(
-                f"fewer than {GOOD_AFTER} requests follow the outage: the recovery was not seen to last"
-            )
+        if promised is not None and result.ttr_censored and result.ttr_s is not None and result.ttr_s <= promised:
+            unproved.append(f"fewer than {GOOD_AFTER} requests follow the outage: the recovery was not seen to last")
     if fault.graceful and not fault.on_router:
         last = result.last_new_request_s
         if last is None:
@@ -448,9 +439,7 @@ def _invalid(result: FaultResult, fault: FaultEvent, samples: Samples) -> list[s
         reasons.append("how many requests were running on the broken pod is not known")
     elif result.in_flight < LEAST_IN_FLIGHT:
         moment = "when it was told to stop" if fault.graceful else "when it broke"
-        reasons.append(
-            f"{result.in_flight} requests were running on the pod {moment}; it takes {LEAST_IN_FLIGHT}"
-        )
+        reasons.append(f"{result.in_flight} requests were running on the pod {moment}; it takes {LEAST_IN_FLIGHT}")
     return reasons
 
 
@@ -461,17 +450,13 @@ def _losses(result: FaultResult, objective: FailoverObjective) -> list[str]:
     lost = result.cut + result.failed_running
     if objective.cut == "inFlight":
         if result.cut_elsewhere:
-            failed.append(
-                f"{result.cut_elsewhere} requests were lost that were not running on the broken pod"
-            )
+            failed.append(f"{result.cut_elsewhere} requests were lost that were not running on the broken pod")
     elif lost > objective.cut:
         failed.append(f"{lost} requests were cut; {objective.cut} may be")
     return failed
 
 
-def _timing(
-    word: str, measured: float | None, promised: float | None, failed: list[str], unproved: list[str]
-) -> None:
+def _timing(word: str, measured: float | None, promised: float | None, failed: list[str], unproved: list[str]) -> None:
     if promised is None:
         return
     if measured is None:

@@ -105,12 +105,8 @@ class FailoverObjectives(_Table):
 
     pod_delete: FailoverObjective | None = Field(default=None, description="Graceful delete of one replica.")
     pod_kill: FailoverObjective | None = Field(default=None, description="SIGKILL of one replica's server.")
-    replica_rollout: FailoverObjective | None = Field(
-        default=None, description="Rolling upgrade of the replicas."
-    )
-    router_rollout: FailoverObjective | None = Field(
-        default=None, description="Rolling restart of the routers."
-    )
+    replica_rollout: FailoverObjective | None = Field(default=None, description="Rolling upgrade of the replicas.")
+    router_rollout: FailoverObjective | None = Field(default=None, description="Rolling restart of the routers.")
 
     def of(self, kind: str) -> FailoverObjective | None:
         """The objective of one kind of fault, or None where nothing is promised."""
@@ -126,15 +122,11 @@ class Slo(_Table):
     confidence: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = Field(
         default=0.95, description="Confidence with which every single objective is proved or refuted."
     )
-    latency: LatencyObjectives = Field(
-        default=LatencyObjectives(), description="Latency objectives, by metric."
-    )
+    latency: LatencyObjectives = Field(default=LatencyObjectives(), description="Latency objectives, by metric.")
     error_ratio: Share | None = Field(
         default=None, description="Largest share of steady requests that may fail, be cut or stall."
     )
-    stall_seconds: Seconds = Field(
-        default=10.0, description="An open stream that is silent for longer has stalled."
-    )
+    stall_seconds: Seconds = Field(default=10.0, description="An open stream that is silent for longer has stalled.")
     failover: FailoverObjectives = Field(
         default=FailoverObjectives(), description="What users may notice of a fault, by its kind."
     )
@@ -239,9 +231,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(
-            f"SLO file {path}: {error.strerror}; accepted: a YAML file with the key slo"
-        ) from error
+        raise UsageError(f"SLO file {path}: {error.strerror}; accepted: a YAML file with the key slo") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"SLO file {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, Mapping):

@@ -128,8 +128,7 @@ class Samples:
     def take(self, rows: npt.NDArray[Any]) -> Samples:
         """Some rows only, by mask or by number."""
         columns: dict[str, Any] = {
-            name: value.take(rows) if isinstance(value, Labels) else value[rows]
-            for name, value in vars(self).items()
+            name: value.take(rows) if isinstance(value, Labels) else value[rows] for name, value in vars(self).items()
         }
         return Samples(**columns)
 

@@ -209,9 +209,7 @@ def steady_samples(samples: Samples, facts: RunFacts) -> Samples:
     return samples.take(rows)
 
 
-def judge_latency(
-    metric: Metric, promise: QuantileObjective, steady: Samples, confidence: float
-) -> ObjectiveResult:
+def judge_latency(metric: Metric, promise: QuantileObjective, steady: Samples, confidence: float) -> ObjectiveResult:
     """One latency objective over the steady requests, which are in the order of their due times."""
     values = steady.latency(metric)
     applies = ~np.isnan(values)
@@ -259,9 +257,7 @@ def judge_errors(threshold: float, steady: Samples, confidence: float) -> Object
         confidence=confidence,
         value=count / n if n else None,
         lower=None,
-        bound=(
-            share_upper_bound(count * scale, near.n_eff, confidence) if count else zero_bound(n, confidence)
-        )
+        bound=(share_upper_bound(count * scale, near.n_eff, confidence) if count else zero_bound(n, confidence))
         if n
         else None,
         left_out=0,
@@ -346,10 +342,7 @@ def _decided(
         more = more_requests(0, 0, q, alpha)
     elif verdict == "pass" and near.too_strong:
         verdict = "inconclusive"
-        reason = (
-            f"neighbouring requests are too alike (correlation {near.correlation:.2f}) for a proof: "
-            "lower the rate"
-        )
+        reason = f"neighbouring requests are too alike (correlation {near.correlation:.2f}) for a proof: lower the rate"
     elif verdict == "inconclusive":
         more = more_requests(exceedances, n, q, alpha, near.n_eff)
         reason = (
@@ -434,9 +427,7 @@ def _long_streams(samples: Samples, steady: Samples, withdrawal: float | None) -
     whole = whole.take(whole.is_stream & whole.ok)
     needed = withdrawal + LONG_STREAM_MARGIN_S
     if not len(whole):
-        return Condition(
-            name, "invalid", f"no stream ended well, so none outlasted {needed:g} s", None, needed
-        )
+        return Condition(name, "invalid", f"no stream ended well, so none outlasted {needed:g} s", None, needed)
     share = float((whole.end - whole.sent > needed).mean())
     return Condition(
         name=name,

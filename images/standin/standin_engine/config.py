@@ -12,7 +12,7 @@ from typing import Any
 from standin_engine import cost
 
 ENVIRONMENT_PREFIX = "STANDIN_"
-FORWARDS = ("simulated", "torch")
+FORWARDS = ("simulated",)
 COUNTS = (
     "stages",
     "max_batch",
@@ -62,9 +62,7 @@ class EngineConfig:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.max_batch < self.stages:
-            raise ConfigError(
-                f"max_batch is {self.max_batch}; each of the {self.stages} stages needs a place"
-            )
+            raise ConfigError(f"max_batch is {self.max_batch}; each of the {self.stages} stages needs a place")
         if self.forward not in FORWARDS:
             raise ConfigError(f"forward is {self.forward!r}; accepted: {', '.join(FORWARDS)}")
 

@@ -117,8 +117,7 @@ class Scheduler:
             )
         if len(self.waiting) >= self.config.max_waiting:
             raise QueueFull(
-                f"queue is full: {len(self.waiting)} requests are waiting, "
-                f"the limit is {self.config.max_waiting}"
+                f"queue is full: {len(self.waiting)} requests are waiting, the limit is {self.config.max_waiting}"
             )
         self.waiting.append(request)
 
@@ -193,9 +192,7 @@ class Scheduler:
         if allocation is None:
             return None
         self.waiting.popleft()
-        sequence = Sequence(
-            request, lane, allocation, computed=allocation.shared * self.config.tokens_per_block
-        )
+        sequence = Sequence(request, lane, allocation, computed=allocation.shared * self.config.tokens_per_block)
         self.lanes[lane].append(sequence)
         self.active[request.request_id] = sequence
         return sequence
@@ -205,9 +202,7 @@ class Scheduler:
         if not self.config.prefix_cache:
             return
         size = self.config.tokens_per_block
-        for index in range(
-            sequence.computed // size, min(computed // size, len(sequence.request.prefix_keys))
-        ):
+        for index in range(sequence.computed // size, min(computed // size, len(sequence.request.prefix_keys))):
             self.pool.publish(sequence.allocation.blocks[index], sequence.request.prefix_keys[index])
 
     def _produce(self, sequence: Sequence, emissions: list[Emission]) -> None:

@@ -109,9 +109,7 @@ class Service:
         words = prompt.split()
         number = next(self._numbers)
         # The engine may deliver before submit returns, so the answer is known first.
-        self._answers[number] = _Answer(
-            sink, stream, max_tokens, self._control.stream_fault(number), self._clock()
-        )
+        self._answers[number] = _Answer(sink, stream, max_tokens, self._control.stream_fault(number), self._clock())
         keys = prefix_keys(words, self._config.tokens_per_block) if self._config.prefix_cache else ()
         try:
             self._engine.submit(Request(number, len(words), max_tokens, keys))
@@ -162,8 +160,8 @@ class Service:
     def _drop(self, number: int, answer: _Answer, reason: str) -> None:
         """Forget a request everywhere and end its answer.
 
-        An answer that is never ended keeps the model loaded, and a server that is told to stop would wait for it
-        until its whole exit timeout is over.
+        An answer that is never ended keeps the model loaded, and a server that is told to stop would wait
+        for it until its whole exit timeout is over.
         """
         self._answers.pop(number, None)
         self._engine.cancel(number)

@@ -129,9 +129,7 @@ def unloaded_p99(lengths: Sequence[tuple[int, int]], config: EngineConfig) -> Un
     return Unloaded(quantile(ttfts, 0.99), quantile(gaps, 0.99))
 
 
-def stable(
-    rate_per_second: float, lengths: Sequence[tuple[int, int]], config: EngineConfig, seed: int = 1
-) -> bool:
+def stable(rate_per_second: float, lengths: Sequence[tuple[int, int]], config: EngineConfig, seed: int = 1) -> bool:
     """Whether the replica keeps up: no rejection, and the waiting queue does not grow over the run."""
     run = simulate(poisson_arrivals(rate_per_second, len(lengths), seed), lengths, config)
     if run.rejected:

@@ -35,14 +35,10 @@ def read_lengths(path: Path, prompt_divisor: int, output_divisor: int) -> list[t
 
 def main() -> int:
     """Parse, simulate, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path)
     parser.add_argument("--config", type=Path, help="engine.json; STANDIN_... variables win")
-    parser.add_argument(
-        "--rate", type=float, nargs="+", default=[9.7, 14.5], help="requests a second, one replica"
-    )
+    parser.add_argument("--rate", type=float, nargs="+", default=[9.7, 14.5], help="requests a second, one replica")
     parser.add_argument("--requests", type=int, default=6000)
     parser.add_argument("--prompt-divisor", type=int, default=10)
     parser.add_argument("--output-divisor", type=int, default=4)

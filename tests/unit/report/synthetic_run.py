@@ -145,9 +145,7 @@ def build(folder: Path, edit: Edit | None = None, *, seed: int = 11, sealed: boo
     stored = {"source": "configmap/llm/llm-slo", "digest": digest(table), "slo": table.as_yaml()}
     (folder / "slo.yaml").write_text(yaml.safe_dump(stored))
     (folder / "plan.yaml").write_text(yaml.safe_dump(run.plan.as_yaml()))
-    (folder / "schedule.arrow").write_bytes(
-        to_bytes(pa.Table.from_pylist(run.schedule, schema=SCHEDULE_SCHEMA))
-    )
+    (folder / "schedule.arrow").write_bytes(to_bytes(pa.Table.from_pylist(run.schedule, schema=SCHEDULE_SCHEMA)))
     (folder / "started.json").write_text(json.dumps({"wall_start": WALL_START, "workers": 1}))
     (folder / "environment.json").write_text(json.dumps(run.environment))
     (folder / "faults.json").write_text(json.dumps(run.faults))
@@ -388,9 +386,7 @@ def _request(run: SyntheticRun, pods: _Pods, phase: str, due: float, rng: np.ran
     )
     run.router_log.append(
         {
-            "time": dt.datetime.fromtimestamp(WALL_START + sent + 0.001, dt.UTC)
-            .isoformat()
-            .replace("+00:00", "Z"),
+            "time": dt.datetime.fromtimestamp(WALL_START + sent + 0.001, dt.UTC).isoformat().replace("+00:00", "Z"),
             "request_id": identity,
             "method": "POST",
             "path": "/v2/models/ensemble/generate_stream",

@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import synthetic_run as synthetic
-from synthetic_run import SyntheticRun, build, cut, fail
 
 from llm_replicas.errors import UsageError
 from llm_replicas.judge import decide, judge, write_reports
 from llm_replicas.slo.verdict import Verdict
+from tests.unit.report import synthetic_run as synthetic
+from tests.unit.report.synthetic_run import SyntheticRun, build, cut, fail
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,7 @@ class TestAHealthyRun:
         assert verdict.verdict == "pass", verdict.reasons
 
     def test_counts_every_request_once(self, verdict: Verdict) -> None:
-        others = sum(
-            int(seconds * synthetic.RATE) for _, seconds, _ in synthetic.PHASES if seconds is not None
-        )
+        others = sum(int(seconds * synthetic.RATE) for _, seconds, _ in synthetic.PHASES if seconds is not None)
 
         assert verdict.steady_requests == synthetic.STEADY_REQUESTS
         assert verdict.requests == synthetic.STEADY_REQUESTS + others
@@ -77,9 +75,7 @@ class TestAHealthyRun:
                 "kind", "t0", "in_flight", "failed_new", "cut", "ttd_s", "ttr_s", "verdict"
             } <= fault.keys()  # fmt: skip
         assert {"late_p99_ms", "valid"} <= found["generator"].keys()
-        assert found["faults"][0]["t0"] == pytest.approx(
-            synthetic.WALL_START + (verdict.faults[0].t0_s or 0), abs=1e-3
-        )
+        assert found["faults"][0]["t0"] == pytest.approx(synthetic.WALL_START + (verdict.faults[0].t0_s or 0), abs=1e-3)
 
     def test_is_judged_alike_before_it_is_sealed(self, verdict: Verdict, tmp_path: Path) -> None:
         unsealed, _ = decide(build(tmp_path / "unsealed", sealed=False))
@@ -269,9 +265,7 @@ class TestTables:
 
         assert decide(copy, slo=table)[0].verdict == "fail"
 
-    def test_a_table_looser_than_the_baseline_fails_unless_acknowledged(
-        self, copy: Path, tmp_path: Path
-    ) -> None:
+    def test_a_table_looser_than_the_baseline_fails_unless_acknowledged(self, copy: Path, tmp_path: Path) -> None:
         baseline = tmp_path / "baseline.yaml"
         strict = json.loads(json.dumps(synthetic.SLO))
         strict["slo"]["latency"]["ttft"]["seconds"] = 1.1

@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic_run import build
 
 from llm_replicas.errors import UsageError
 from llm_replicas.judge import judge, read_run
@@ -18,6 +17,7 @@ from llm_replicas.report.junit import to_junit
 from llm_replicas.report.verdict_json import SCHEMA_FILE, read_verdict, to_json, verdict_schema
 from llm_replicas.slo.facts import RunFacts
 from llm_replicas.slo.verdict import Verdict
+from tests.unit.report.synthetic_run import build
 
 NOT_PASSED = ["fail", "inconclusive", "invalid"]
 
@@ -136,9 +136,7 @@ class TestPage:
             assert str(verdict.provenance[name]) in page
 
     @pytest.mark.parametrize("word", NOT_PASSED)
-    def test_gives_the_reason_when_it_did_not_pass(
-        self, word: str, verdict: Verdict, facts: RunFacts
-    ) -> None:
+    def test_gives_the_reason_when_it_did_not_pass(self, word: str, verdict: Verdict, facts: RunFacts) -> None:
         page = to_html(spoilt(verdict, word), facts)
 
         assert "of old age" in page
@@ -184,9 +182,7 @@ class TestGithub:
     def test_a_pass_is_one_notice(self, verdict: Verdict) -> None:
         assert [line.split(" ")[0] for line in annotations(verdict)] == ["::notice"]
 
-    @pytest.mark.parametrize(
-        ("word", "level"), [("fail", "error"), ("invalid", "error"), ("inconclusive", "warning")]
-    )
+    @pytest.mark.parametrize(("word", "level"), [("fail", "error"), ("invalid", "error"), ("inconclusive", "warning")])
     def test_everything_else_is_named_on_one_line_each(self, word: str, level: str, verdict: Verdict) -> None:
         lines = annotations(spoilt(verdict, word))
 

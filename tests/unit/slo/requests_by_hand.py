@@ -55,9 +55,7 @@ def failed(due: float, **given: Any) -> dict[str, Any]:
 
 def cut(due: float, at: float, **given: Any) -> dict[str, Any]:
     """One stream that broke off at a moment."""
-    return request(
-        due, lasts=at - due, **{"outcome": "cut", "error_class": "reset", "received_tokens": 4, **given}
-    )
+    return request(due, lasts=at - due, **{"outcome": "cut", "error_class": "reset", "received_tokens": 4, **given})
 
 
 def samples(rows: list[dict[str, Any]]) -> Samples:

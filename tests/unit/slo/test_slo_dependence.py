@@ -22,9 +22,7 @@ def correlated(rng: np.random.Generator, n: int, rho: float) -> npt.NDArray[np.f
     return values
 
 
-def rates(
-    rho: float, exceed: float, *, n: int = 3000, corrected: bool = True, seed: int = 5
-) -> dict[str, float]:
+def rates(rho: float, exceed: float, *, n: int = 3000, corrected: bool = True, seed: int = 5) -> dict[str, float]:
     """Shares of the verdicts over many runs in which requests truly exceed with probability `exceed`."""
     rng = np.random.default_rng(seed)
     limit = float(norm.isf(exceed))
@@ -70,10 +68,7 @@ class TestDesignEffect:
     @pytest.mark.parametrize(("rho", "low", "high"), [(0.0, 1.0, 1.3), (0.5, 1.2, 2.2), (0.8, 2.0, 5.5)])
     def test_grows_with_the_correlation(self, rho: float, low: float, high: float) -> None:
         rng = np.random.default_rng(3)
-        effects = [
-            dependence(correlated(rng, 6000, rho), float(norm.isf(0.01)), 0.99).design_effect
-            for _ in range(20)
-        ]
+        effects = [dependence(correlated(rng, 6000, rho), float(norm.isf(0.01)), 0.99).design_effect for _ in range(20)]
 
         assert low <= float(np.mean(effects)) <= high
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from requests_by_hand import cut, failed, request, samples
 
 from llm_replicas.slo.facts import Drain, FaultEvent, RouterRequest
 from llm_replicas.slo.failover import GOOD_AFTER, FaultResult, judge_fault
 from llm_replicas.slo.model import load_slo
+from tests.unit.slo.requests_by_hand import cut, failed, request, samples
 
 RATE = 20.0
 T0 = 10.0
@@ -103,9 +103,7 @@ class TestKill:
 
     def test_a_stream_cut_on_another_pod_fails(self) -> None:
         rows = killed()
-        number = next(
-            n for n, row in enumerate(rows) if row["replica"].startswith(PODS[1]) and row["end_s"] > T0
-        )
+        number = next(n for n, row in enumerate(rows) if row["replica"].startswith(PODS[1]) and row["end_s"] > T0)
         rows[number] = cut(rows[number]["scheduled_s"], at=T0, phase="fault", replica=rows[number]["replica"])
 
         result = judged(rows, KILL)
@@ -190,9 +188,7 @@ class TestDelete:
     def test_one_cut_stream_fails(self) -> None:
         rows = drained()
         number = next(n for n, row in enumerate(rows) if row["sent_s"] <= SIGTERM < row["end_s"])
-        rows[number] = cut(
-            rows[number]["scheduled_s"], at=SIGTERM, phase="fault", replica=rows[number]["replica"]
-        )
+        rows[number] = cut(rows[number]["scheduled_s"], at=SIGTERM, phase="fault", replica=rows[number]["replica"])
 
         result = judged(rows, DELETE)
 
@@ -225,9 +221,7 @@ class TestDelete:
         assert result.last_new_request_s == pytest.approx(6.9)
 
     def test_no_stream_in_flight_at_sigterm_is_invalid(self) -> None:
-        rows = [
-            row for row in drained() if not (row["replica"].startswith(VICTIM) and row["scheduled_s"] > T0)
-        ]
+        rows = [row for row in drained() if not (row["replica"].startswith(VICTIM) and row["scheduled_s"] > T0)]
 
         assert judged(rows, DELETE).verdict == "invalid"
 
@@ -253,9 +247,7 @@ def drained() -> list[dict[str, Any]]:
         if row["replica"].startswith(VICTIM) and row["sent_s"] > SIGTERM - LASTS / 2:
             row["replica"] = f"{PODS[1]}:8000"
     # Streams long enough to be running at SIGTERM, as many as the pod holds at any time.
-    for row in [row for row in rows if row["replica"].startswith(VICTIM) and row["sent_s"] >= T0][
-        -IN_FLIGHT:
-    ]:
+    for row in [row for row in rows if row["replica"].startswith(VICTIM) and row["sent_s"] >= T0][-IN_FLIGHT:]:
         row["end_s"] = SIGTERM + 2
     return rows
 

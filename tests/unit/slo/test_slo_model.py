@@ -86,9 +86,7 @@ class TestLoading:
             ("latency", 3, "slo.latency: given 3, accepted: a mapping"),
         ],
     )
-    def test_refuses_by_path_what_was_given_and_what_is_accepted(
-        self, path: str, value: Any, message: str
-    ) -> None:
+    def test_refuses_by_path_what_was_given_and_what_is_accepted(self, path: str, value: Any, message: str) -> None:
         with pytest.raises(UsageError) as refused:
             load_slo(changed(path, value))
 
@@ -196,8 +194,7 @@ class TestSchema:
             return [
                 found
                 for name, child in node.get("properties", {}).items()
-                for found in ([f"{path}.{name}"] if "description" not in child else [])
-                + bare(child, f"{path}.{name}")
+                for found in ([f"{path}.{name}"] if "description" not in child else []) + bare(child, f"{path}.{name}")
             ]
 
         assert bare(slo_json_schema(), "slo") == []

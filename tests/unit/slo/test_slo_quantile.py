@@ -41,9 +41,7 @@ class TestPublishedNumbers:
             (0.001, 0.05, {0: 2995, 1: 4742}),
         ],
     )
-    def test_smallest_number_of_requests_to_pass(
-        self, budget: float, alpha: float, expected: dict[int, int]
-    ) -> None:
+    def test_smallest_number_of_requests_to_pass(self, budget: float, alpha: float, expected: dict[int, int]) -> None:
         assert {t: smallest_n_to_pass(t, budget, alpha) for t in expected} == expected
 
     @pytest.mark.parametrize(
@@ -73,18 +71,14 @@ class TestPublishedNumbers:
 
 class TestDecide:
     @given(n=sizes, q=budgets, alpha=alphas, data=st.data())
-    def test_agrees_with_the_exact_binomial(
-        self, n: int, q: float, alpha: float, data: st.DataObject
-    ) -> None:
+    def test_agrees_with_the_exact_binomial(self, n: int, q: float, alpha: float, data: st.DataObject) -> None:
         t = data.draw(st.integers(0, n))
 
         assert at_most(t, n, q) == pytest.approx(binom.cdf(t, n, q), rel=1e-6, abs=1e-12)
         assert at_least(t, n, q) == pytest.approx(binom.sf(t - 1, n, q), rel=1e-6, abs=1e-12)
 
     @given(n=sizes, q=budgets, alpha=alphas, data=st.data())
-    def test_never_passes_and_fails_together(
-        self, n: int, q: float, alpha: float, data: st.DataObject
-    ) -> None:
+    def test_never_passes_and_fails_together(self, n: int, q: float, alpha: float, data: st.DataObject) -> None:
         t = data.draw(st.integers(0, n))
 
         assert not (at_most(t, n, q) <= alpha and at_least(t, n, q) <= alpha)
@@ -136,9 +130,7 @@ class TestBounds:
         limit=st.floats(0, 100),
         share=st.floats(0.2, 1),
     )
-    def test_the_bounds_and_the_decision_say_the_same(
-        self, values: list[float], limit: float, share: float
-    ) -> None:
+    def test_the_bounds_and_the_decision_say_the_same(self, values: list[float], limit: float, share: float) -> None:
         ordered = np.sort(np.array(values))
         n_eff = ordered.size * share
         bounds = quantile_bounds(ordered, 0.9, ALPHA, n_eff)

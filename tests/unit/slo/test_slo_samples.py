@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from requests_by_hand import cut, failed, request, samples
 
 from llm_replicas.slo.model import METRICS
 from llm_replicas.slo.samples import Labels
+from tests.unit.slo.requests_by_hand import cut, failed, request, samples
 
 
 class TestLatency:
@@ -63,9 +63,7 @@ class TestColumns:
         first = samples([request(1.0)])
         rows = {"request_id": ["a", "b"], "origin_wall": 100.0}
         columns = {
-            name: [value, value]
-            for name, value in request(1.0).items()
-            if name not in {"wall_start", "request_id"}
+            name: [value, value] for name, value in request(1.0).items() if name not in {"wall_start", "request_id"}
         }
         from llm_replicas.slo.samples import from_columns
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from requests_by_hand import failed, request, samples
 from scipy.signal import lfilter
 
 from llm_replicas.slo.facts import FaultEvent, Phase, RunFacts, SelfCheck
 from llm_replicas.slo.model import Loosened, load_slo
 from llm_replicas.slo.verdict import EXIT_CODES, judge
+from tests.unit.slo.requests_by_hand import failed, request, samples
 
 N = 3000
 RATE = 30.0

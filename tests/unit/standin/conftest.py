@@ -1,6 +1,7 @@
-"""Makes the stand-in's engine importable: it ships in an image, not in the package."""
+"""Makes the stand-in's engine importable (it ships in an image, not in the package), and this folder's helper."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "images" / "standin"))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[2] / "images" / "standin"), str(HERE)]

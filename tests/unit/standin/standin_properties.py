@@ -104,9 +104,7 @@ def check(
 def _arrive(pipeline: Pipeline, seen: Observed, at: float, number: int, arrival: Arrival) -> None:
     """Submit; a refusal must have one of the two allowed reasons."""
     scheduler = pipeline.scheduler
-    keys = tuple(
-        arrival.family * 1000 + block for block in range(arrival.prompt // scheduler.pool.tokens_per_block)
-    )
+    keys = tuple(arrival.family * 1000 + block for block in range(arrival.prompt // scheduler.pool.tokens_per_block))
     waiting = len(scheduler.waiting)
     try:
         pipeline.submit(Request(number, arrival.prompt, arrival.answer, keys), at)
@@ -127,10 +125,7 @@ def _cancel(pipeline: Pipeline, scheduler: Scheduler, seen: Observed, at: float,
     before = scheduler.pool.used
     sequence = scheduler.active.get(number)
     others = {
-        block
-        for other in scheduler.active.values()
-        if other is not sequence
-        for block in other.allocation.blocks
+        block for other in scheduler.active.values() if other is not sequence for block in other.allocation.blocks
     }
     own = set(sequence.allocation.blocks) - others if sequence else set()
     known = scheduler.cancel(number)

@@ -93,12 +93,8 @@ BUSY = [Arrival(0.0, 6, 7, number, None) for number in range(6)] + [Arrival(0.2,
         (OverBudget, "outgrew its blocks"),
     ],
 )
-def test_the_checks_notice_a_broken_scheduler(
-    broken: Callable[[EngineConfig], Scheduler], complaint: str
-) -> None:
-    config = EngineConfig(
-        stages=2, max_batch=8, chunk_tokens=16, kv_blocks=60, tokens_per_block=2, max_waiting=4
-    )
+def test_the_checks_notice_a_broken_scheduler(broken: Callable[[EngineConfig], Scheduler], complaint: str) -> None:
+    config = EngineConfig(stages=2, max_batch=8, chunk_tokens=16, kv_blocks=60, tokens_per_block=2, max_waiting=4)
     check(config, BUSY[:4] + BUSY[6:])
 
     workload = BUSY + [Arrival(0.0, 6, 7, 2, None)] * 9 if broken is Unbounded else BUSY[:4] + BUSY[6:]
@@ -127,9 +123,7 @@ def test_empty_prompts_and_answers_are_refused(prompt: int, answer: int) -> None
 
 
 def test_a_long_prompt_is_computed_in_chunks_while_others_decode() -> None:
-    scheduler = Scheduler(
-        EngineConfig(stages=1, max_batch=4, chunk_tokens=8, kv_blocks=64, tokens_per_block=4)
-    )
+    scheduler = Scheduler(EngineConfig(stages=1, max_batch=4, chunk_tokens=8, kv_blocks=64, tokens_per_block=4))
     scheduler.submit(Request(1, 2, 30))
     first = scheduler.begin_step(0)
     assert first is not None
@@ -152,17 +146,13 @@ def test_the_first_token_leaves_alone_and_later_ones_in_groups() -> None:
 
     events = []
     while (step := scheduler.begin_step(0)) is not None:
-        events += [
-            (emission.first, emission.count, emission.final) for emission in scheduler.finish_step(step)
-        ]
+        events += [(emission.first, emission.count, emission.final) for emission in scheduler.finish_step(step)]
 
     assert events == [(0, 1, False), (1, 3, False), (4, 3, False), (7, 2, True)]
 
 
 def test_a_known_prompt_beginning_is_not_computed_again() -> None:
-    scheduler = Scheduler(
-        EngineConfig(stages=1, max_batch=4, chunk_tokens=100, kv_blocks=64, tokens_per_block=4)
-    )
+    scheduler = Scheduler(EngineConfig(stages=1, max_batch=4, chunk_tokens=100, kv_blocks=64, tokens_per_block=4))
     scheduler.submit(Request(1, 14, 1, (11, 12, 13)))
     first = scheduler.begin_step(0)
     assert first is not None

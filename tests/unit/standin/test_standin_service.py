@@ -51,9 +51,7 @@ class Client:
 
 
 @contextmanager
-def serving(
-    tmp_path: Path, report: Callable[[Load], None] = lambda _: None, **settings: object
-) -> Iterator[Service]:
+def serving(tmp_path: Path, report: Callable[[Load], None] = lambda _: None, **settings: object) -> Iterator[Service]:
     """A running service whose control file lies in the test's folder."""
     config = EngineConfig(**{**FAST, "control_path": str(tmp_path / "control.json"), **settings})  # type: ignore[arg-type]
     service = Service(config, forward.create(config), report)
@@ -218,9 +216,7 @@ def test_the_control_file_is_read_only_when_it_changed(tmp_path: Path) -> None:
 def test_every_nth_counts_from_one() -> None:
     control = Control(stall_every_n=3)
 
-    assert [control.stream_fault(number) for number in (1, 2, 3)] == [StreamFault.NONE] * 2 + [
-        StreamFault.STALL
-    ]
+    assert [control.stream_fault(number) for number in (1, 2, 3)] == [StreamFault.NONE] * 2 + [StreamFault.STALL]
 
 
 def test_prefix_keys_agree_as_far_as_the_words_do() -> None:

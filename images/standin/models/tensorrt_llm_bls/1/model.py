@@ -73,9 +73,7 @@ class LoadMetrics:
         # Triton drops a metric whose family was garbage collected.
         self._families = []
         for (name, description, label), values in families.items():
-            family = pb_utils.MetricFamily(
-                name=name, description=description, kind=pb_utils.MetricFamily.GAUGE
-            )
+            family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)
             self._families.append(family)
             for value in values:
                 labels = {"model": model, "version": version, label: value}
