@@ -44,8 +44,7 @@ def tiny_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_cluster(tools_folder: Path, pause_archive: Path, tiny_archive: Path) -> Iterator[NativeCluster]:
-    """Three nodes in three zones, for all tests of the session. LLM_REPLICAS_KEEP=1 leaves it up for the "
-    "next."""
+    """Three nodes in three zones, for all tests of the session. LLM_REPLICAS_KEEP=1 leaves it up for the next."""
     cluster = NativeCluster(
         "tests", bin_dir=tools_folder, pause_archive=pause_archive, nodes=3, zones=["a", "b", "c"], say=tell
     )

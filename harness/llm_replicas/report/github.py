@@ -9,7 +9,7 @@ _LEVELS = {"fail": "error", "invalid": "error", "inconclusive": "warning", "pass
 _SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "invalid": "⚠️"}
 
 
-def annotations(verdict: Verdict) -> list[str]:
+def annotation_lines(verdict: Verdict) -> list[str]:
     """Workflow commands, one a line, for everything that did not pass; a pass is one notice."""
     title = f"llm-replicas: {verdict.verdict.upper()}"
     if verdict.verdict == "pass":

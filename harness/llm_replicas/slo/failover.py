@@ -10,10 +10,12 @@ TTR       T0 until the last bad request of the outage was due, plus the mean tim
           (censored) unless `GOOD_AFTER` requests follow.
 
 The promise "p99 within X" itself allows one request in a hundred to be slow at any time, fault or none. So
-one slow request long after T0 is not an outage: a slow request prolongs it only while the slow ones since its
-last end are more than the promise allows, P[Bin(m, 1-p) >= c] <= alpha for c slow among m. A lost request
-always does. Without that rule a healthy system would fail a recovery objective by chance, at 0.2 % slow in
-most of the faults. `last_bad_s` tells the last slow or lost request all the same.
+one slow request long after T0 is not an outage. Slow requests prolong it while there are more of them since its
+last end than the promise allows, P[Bin(m, 1-p) >= c] <= alpha for c slow among m; and an outage that begins later
+is one wherever c slow ones lie so close together that this would be unlikely anywhere in the phase, with alpha
+divided by the number of requests (Bonferroni). A lost request always belongs to it. Without that rule a healthy
+system would fail a recovery objective by chance, at 0.2 % slow in most of the faults. `last_bad_s` tells the last
+slow or lost request all the same.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ LEAST_IN_FLIGHT = 3
 
 Verdict4 = Literal["pass", "fail", "inconclusive", "invalid"]
 Bools = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -215,9 +218,11 @@ def recover(new: Samples, t0: float, promise: QuantileObjective | None, alpha: f
     return Recovery(ttr, censored=count - over < GOOD_AFTER, last_bad_s=last_bad)
 
 
-def _prolonged(over: int, bad: npt.NDArray[np.intp], lost: Bools, q: float, alpha: float) -> int | None:
+def _prolonged(over: int, bad: Numbers, lost: Bools, q: float, alpha: float) -> int | None:
     """The new length of an outage that is `over` requests long so far, or None when nothing prolongs it."""
     ahead = bad[bad >= over]
+    if ahead.size == 0:
+        return None
     lost_ahead = ahead[lost[ahead]]
     if lost_ahead.size:
         return int(lost_ahead[-1]) + 1
@@ -226,6 +231,19 @@ def _prolonged(over: int, bad: npt.NDArray[np.intp], lost: Bools, q: float, alph
         reach = int(near[number - 1]) + 1
         if at_least(number, reach - over, q) <= alpha:
             return reach
+    return _last_cluster(ahead, q, alpha / (lost.size - over))
+
+
+def _last_cluster(slow: Numbers, q: float, alpha: float) -> int | None:
+    """Where the last stretch of at most `GOOD_AFTER` requests ends in which too many are slow."""
+    for last in range(slow.size - 1, 0, -1):
+        end = int(slow[last]) + 1
+        for first in range(last - 1, -1, -1):
+            length = end - int(slow[first])
+            if length > GOOD_AFTER:
+                break
+            if at_least(last - first + 1, length, q) <= alpha:
+                return end
     return None
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from llm_replicas.errors import UsageError
 from llm_replicas.judge import judge, read_run
-from llm_replicas.report.github import annotations, job_summary
+from llm_replicas.report.github import annotation_lines, job_summary
 from llm_replicas.report.html import to_html
 from llm_replicas.report.junit import to_junit
 from llm_replicas.report.verdict_json import SCHEMA_FILE, read_verdict, to_json, verdict_schema
@@ -180,11 +180,11 @@ class TestJson:
 
 class TestGithub:
     def test_a_pass_is_one_notice(self, verdict: Verdict) -> None:
-        assert [line.split(" ")[0] for line in annotations(verdict)] == ["::notice"]
+        assert [line.split(" ")[0] for line in annotation_lines(verdict)] == ["::notice"]
 
     @pytest.mark.parametrize(("word", "level"), [("fail", "error"), ("invalid", "error"), ("inconclusive", "warning")])
     def test_everything_else_is_named_on_one_line_each(self, word: str, level: str, verdict: Verdict) -> None:
-        lines = annotations(spoilt(verdict, word))
+        lines = annotation_lines(spoilt(verdict, word))
 
         assert len(lines) == 1
         assert lines[0].startswith(f"::{level} title=llm-replicas%3A {word.upper()}%3A ttft_p99::")
@@ -192,7 +192,7 @@ class TestGithub:
     def test_a_message_of_several_lines_stays_one_command(self, verdict: Verdict) -> None:
         odd = replace(verdict.objectives[0], verdict="fail", reason="50 % of\nit\r::error::x")
 
-        line = annotations(replace(verdict, verdict="fail", objectives=(odd,), faults=()))[0]
+        line = annotation_lines(replace(verdict, verdict="fail", objectives=(odd,), faults=()))[0]
 
         assert "\n" not in line
         assert "50 %25 of%0Ait%0D" in line

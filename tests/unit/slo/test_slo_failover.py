@@ -298,6 +298,24 @@ class TestRecovery:
 
         assert judged(rows, KILL).ttr_s == pytest.approx(2 + 3 * BETWEEN + BETWEEN)
 
+    def test_an_outage_that_begins_late_is_one_too(self) -> None:
+        begins, lasts = 8.0, 2.0
+        rows = killed()
+        for number in range(at(rows, T0 + begins), at(rows, T0 + begins + lasts), 3):
+            rows[number] |= {"first_byte_s": rows[number]["scheduled_s"] + 2 * LIMIT}
+
+        result = judged(rows, KILL)
+
+        assert result.ttr_s == pytest.approx(begins + lasts, abs=3 * BETWEEN)
+        assert result.verdict == "fail"
+
+    def test_slow_requests_as_rare_as_promised_are_no_outage(self) -> None:
+        rows = killed()
+        for number in range(at(rows, T0) + 99, len(rows), 100):
+            rows[number] |= {"first_byte_s": rows[number]["scheduled_s"] + 2 * LIMIT}
+
+        assert judged(rows, KILL).ttr_s == 0.0
+
     def test_is_unknown_unless_enough_requests_follow(self) -> None:
         enough = [row for row in killed() if row["scheduled_s"] < T0 + GOOD_AFTER * BETWEEN]
         fault = replace(KILL, healed_s=T0 + 1)
