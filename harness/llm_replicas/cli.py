@@ -16,9 +16,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from llm_replicas import __version__
 from llm_replicas.errors import InvalidRun, LlmReplicasError, UsageError
@@ -67,19 +67,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON obje
 
 def say(text: str) -> None:
     """Progress for a person, on stderr, with the time since the command began."""
-    err.print(f"[dim]{time.monotonic() - _BEGAN:6.1f} s[/dim]  {text}", soft_wrap=True)
+    _tell(escape(text))
 
 
 _BEGAN = time.monotonic()
+
+
+def _tell(marked: str) -> None:
+    err.print(f"[dim]{time.monotonic() - _BEGAN:6.1f} s[/dim]  {marked}", soft_wrap=True)
 
 
 @contextmanager
 def steps(title: str) -> Iterator[None]:
     """Frame a long step with its duration."""
     began = time.monotonic()
-    say(f"[bold]{title}[/bold]")
+    _tell(f"[bold]{escape(title)}[/bold]")
     yield
-    say(f"[dim]{title}: {time.monotonic() - began:.1f} s[/dim]")
+    _tell(f"[dim]{escape(title)}: {time.monotonic() - began:.1f} s[/dim]")
 
 
 def emit(data: dict[str, Any]) -> None:
@@ -150,7 +154,7 @@ def check(
 
     findings = check_values(chart or chart_folder(), values, helm_binary(say))
     for finding in findings:
-        err.print(f"[red]{finding.rule}[/red] {finding.where}: {finding.message}", soft_wrap=True)
+        err.print(f"[red]{finding.rule}[/red] {escape(f'{finding.where}: {finding.message}')}", soft_wrap=True)
     if as_json:
         emit({"verdict": "fail" if findings else "pass", "findings": [finding.as_dict() for finding in findings]})
     elif not findings:
@@ -233,7 +237,7 @@ def gate(
     grpc_url: Annotated[str | None, typer.Option(help="gRPC host:port of the router.")] = None,
     allow_node_faults: Annotated[bool, typer.Option(help="Permit node faults on an existing cluster.")] = False,
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
-    keep: Annotated[bool, typer.Option(help="Leave the cluster up for the next run.")] = False,
+    keep: Annotated[bool, typer.Option(help="Leave the cluster up, and also what did not come up.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Deploy, load, break, judge: ends with PASS, FAIL, INCONCLUSIVE or INVALID and an HTML report."""
@@ -259,12 +263,18 @@ def gate(
         say=say,
     )
     options = GateOptions(
-        plan=plan or shipped_plan("gate"), runs=runs, slo=slo, baseline=baseline, acknowledge_looser=acknowledge_looser
+        plan=plan or shipped_plan("gate"),
+        runs=runs,
+        slo=slo,
+        baseline=baseline,
+        acknowledge_looser=acknowledge_looser,
+        install=install,
     )
+    options.check()
     with place as ready:
         deployment = ready.deployment()
         if install:
-            deploy(deployment, options.ready_timeout_seconds, say)
+            deploy(deployment, options.ready_timeout_seconds, say, keep=keep)
         verdict, folder = run_gate(ready.addressed(deployment), options, say)
     finish(verdict.verdict, verdict.summary(), folder, as_json)
 
@@ -297,8 +307,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 def finish(verdict: str, summary: list[str], run: Path, as_json: bool) -> None:
     """Print the verdict and leave with its exit code."""
     for line in summary:
-        err.print(line, soft_wrap=True)
-    err.print(f"report: {run / 'report.html'}", soft_wrap=True)
+        err.print(line, soft_wrap=True, markup=False)
+    err.print(f"report: {run / 'report.html'}", soft_wrap=True, markup=False)
     if as_json:
         emit({"verdict": verdict, "run": str(run)})
     else:
@@ -336,21 +346,18 @@ def main() -> None:
     """Entry point: turns every way of ending into its exit code and one clear message."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        result = app(prog_name="llm-replicas", standalone_mode=False)
-        code = result if isinstance(result, int) else 0
-    except (click.exceptions.Exit, typer.Exit) as leave:
-        code = leave.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    except (KeyboardInterrupt, click.Abort):
-        err.print("interrupted")
-        code = INTERRUPTED
+        # Typer tells usage errors itself and leaves by SystemExit, also on Ctrl-C; ours pass through it.
+        app(prog_name="llm-replicas")
+        code = 0
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        if code == INTERRUPTED:
+            err.print("interrupted")
     except InvalidRun as error:
-        err.print(f"[magenta]invalid run:[/magenta] {error}", soft_wrap=True)
+        err.print(f"[magenta]invalid run:[/magenta] {escape(str(error))}", soft_wrap=True)
         code = EXIT_CODES["invalid"]
     except LlmReplicasError as error:
-        err.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         code = 2
     except Exception:
         err.print_exception()

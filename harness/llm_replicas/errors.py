@@ -27,6 +27,3 @@ class InvalidRun(LlmReplicasError):  # noqa: N818  (a verdict bears this name)
     """The load generator or the machine fell short, so the run says nothing about the system."""
 
     exit_code = 4
-
-
-EnvironmentError_ = EnvironmentProblem

@@ -23,7 +23,7 @@ from kubernetes import client
 
 from llm_replicas import __version__
 from llm_replicas.cluster.client import explain
-from llm_replicas.cluster.release import Release, ensure_namespace, wait_ready
+from llm_replicas.cluster.release import Release, ensure_namespace, remove_namespace, wait_ready
 from llm_replicas.errors import InvalidRun, LlmReplicasError, UsageError
 from llm_replicas.faults import FAULTS, Fault, Target
 from llm_replicas.judge import judge
@@ -67,15 +67,37 @@ class GateOptions:
     baseline: Path | None = None
     acknowledge_looser: bool = False
     invalid_retries: int = 1
+    install: bool = True
     ready_timeout_seconds: float = 180.0
     environment: dict[str, Any] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """Read every file once, so that a mistake in one is told before anything is deployed."""
+        load_plan(self.plan)
+        for table in (self.slo, self.baseline):
+            if table is not None:
+                load_slo(table)
 
-def deploy(deployment: Deployment, ready_timeout_seconds: float, say: Say) -> None:
-    """Install or upgrade the release in its namespace and wait until every pod of it serves."""
-    ensure_namespace(deployment.api, deployment.release.namespace)
-    say(f"installing {deployment.release.name} into namespace {deployment.release.namespace}")
-    deployment.release.install()
+
+def deploy(deployment: Deployment, ready_timeout_seconds: float, say: Say, *, keep: bool = False) -> None:
+    """Install or upgrade the release in its namespace and wait until every pod of it serves.
+
+    What this call was the first to make is taken away again when it does not come to that, unless told to
+    `keep` it.
+    """
+    api, release = deployment.api, deployment.release
+    with ExitStack() as undo:
+        if ensure_namespace(api, release.namespace) and not keep:
+            undo.callback(remove_namespace, api, release.namespace)
+        say(f"installing {release.name} into namespace {release.namespace}")
+        if release.install() and not keep:
+            undo.callback(release.discard)
+        wait_serving(deployment, ready_timeout_seconds, say)
+        undo.pop_all()
+
+
+def wait_serving(deployment: Deployment, ready_timeout_seconds: float, say: Say) -> None:
+    """Wait until every pod of the release serves."""
     names = [f"{deployment.fullname}-replica", f"{deployment.fullname}-router"]
     wait_ready(deployment.api, deployment.release.namespace, names, ready_timeout_seconds, say)
 
@@ -104,7 +126,10 @@ def run_gate(deployment: Deployment, options: GateOptions, say: Say) -> tuple[Ve
         if verdict.verdict != "invalid" or attempt == options.invalid_retries:
             return verdict, folder
         say("the run is invalid (the generator or the machine fell short, not the system): trying once more")
-        deploy(deployment, options.ready_timeout_seconds, say)
+        if options.install:
+            deploy(deployment, options.ready_timeout_seconds, say)
+        else:
+            wait_serving(deployment, options.ready_timeout_seconds, say)
     raise AssertionError("unreachable")
 
 
@@ -113,12 +138,12 @@ def run_once(deployment: Deployment, options: GateOptions, say: Say) -> tuple[Ve
     plan = load_plan(options.plan)
     slo, source = resolve_slo(deployment, options.slo)
     folder = new_run_folder(options.runs, options.name)
-    write_yaml(folder / "slo.yaml", {"source": source, "digest": digest(slo), "slo": slo.as_yaml()})
-    write_yaml(folder / "plan.yaml", plan.as_yaml())
-    write_json(folder / "environment.json", {**describe(deployment), **options.environment})
-    write_schedule(plan, folder)
-    say(f"run folder {folder}")
     try:
+        write_yaml(folder / "slo.yaml", {"source": source, "digest": digest(slo), "slo": slo.as_yaml()})
+        write_yaml(folder / "plan.yaml", plan.as_yaml())
+        say(f"run folder {folder}")
+        write_json(folder / "environment.json", {**describe(deployment), **options.environment})
+        write_schedule(plan, folder)
         execute(deployment, plan, folder, say)
     except InvalidRun as error:
         say(f"the run broke off: {error}")
@@ -187,15 +212,19 @@ def describe_target(fault: Fault) -> str:
 def describe(deployment: Deployment) -> dict[str, Any]:
     """What a reader needs to know of where and on what the run was made."""
     target = deployment.target
-    replica = target.apps.read_namespaced_deployment(f"{target.fullname}-replica", target.namespace)
-    router = target.apps.read_namespaced_deployment(f"{target.fullname}-router", target.namespace)
+    try:
+        replica = target.apps.read_namespaced_deployment(f"{target.fullname}-replica", target.namespace)
+        router = target.apps.read_namespaced_deployment(f"{target.fullname}-router", target.namespace)
+        version = client.VersionApi(deployment.api).get_code().git_version
+    except Exception as error:
+        raise explain(error, f"reading release {target.release} in {target.namespace}") from error
     spec = replica.spec.template.spec
     hook = spec.containers[0].lifecycle
     sleep = hook.pre_stop.sleep.seconds if hook and hook.pre_stop and hook.pre_stop.sleep else 0
     return {
         "llm_replicas": __version__,
         "commit": _commit(),
-        "kubernetes": client.VersionApi(deployment.api).get_code().git_version,
+        "kubernetes": version,
         "replicas": replica.spec.replicas,
         "routers": router.spec.replicas,
         "replica_image": spec.containers[0].image,

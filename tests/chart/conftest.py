@@ -12,6 +12,8 @@ from chart_places import CHART, STANDIN, Renderer
 
 from llm_replicas.chart.objects import Objects
 from llm_replicas.chart.render import render
+from llm_replicas.cluster.tools import bin_dir
+from llm_replicas.errors import EnvironmentProblem
 from llm_replicas.places import helm_binary
 
 
@@ -23,11 +25,14 @@ def helm() -> Path:
 
 @pytest.fixture(scope="session")
 def helm3() -> Path:
-    """A Helm 3, where the machine has one."""
+    """The Helm 3 that the project pins, or the one that the environment names."""
     given = os.environ.get("LLM_REPLICAS_HELM3") or shutil.which("helm3")
-    if not given:
-        pytest.skip("no Helm 3 here: name one in LLM_REPLICAS_HELM3")
-    return Path(given)
+    if given:
+        return Path(given)
+    try:
+        return bin_dir(("helm3",)) / "helm3"
+    except EnvironmentProblem as problem:
+        pytest.skip(f"no Helm 3 here and none can be built: {problem}")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """A native cluster is a Kubernetes like any other: nodes, logs, exec, DNS, NodePorts, port-forward, RBAC."""
 
+import contextlib
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -130,11 +132,12 @@ def test_the_endpoint_of_a_node_port_reaches_every_pod(
 ) -> None:
     url = shared_cluster.endpoint(namespace, "web", "http")
 
-    # kube-proxy learns of an endpoint a moment after the Deployment calls itself available.
+    # kube-proxy learns of an endpoint a moment after the Deployment calls itself available, and refuses till then.
     answers: set[str] = set()
     deadline = time.monotonic() + 10
     while answers != set(web) and time.monotonic() < deadline:
-        answers.add(get(url))
+        with contextlib.suppress(urllib.error.URLError):
+            answers.add(get(url))
 
     assert answers == set(web)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,10 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import urllib3.exceptions
 from kubernetes import client
 
 from llm_replicas.cluster.client import explain
 from llm_replicas.errors import EnvironmentProblem
+
+HELM_SECONDS = 180
 
 # Reasons that waiting does not cure, with what an operator would do next.
 HOPELESS = {
@@ -47,48 +51,92 @@ class Release:
             command += ["--kube-context", self.context]
         return command
 
-    def install(self) -> None:
-        """Run ``helm upgrade --install``; raises `EnvironmentProblem` with Helm's own words on refusal."""
-        self._refuse_pending()
+    def install(self) -> bool:
+        """Run ``helm upgrade --install``; returns whether the release is new.
+
+        Raises:
+            EnvironmentProblem: another helm run holds the release, or Helm refused, in its own words; of a new
+                release nothing is left then.
+        """
+        status = self.status()
+        self._refuse_pending(status)
         command = self.helm_command("upgrade", "--install", self.name, str(self.chart))
         for path in self.values:
             command += ["--values", str(path)]
         for setting in self.settings:
             command += ["--set", setting]
-        self._run(command, "helm upgrade --install")
+        try:
+            _helm(command, "helm upgrade --install")
+        except BaseException:
+            if status is None:
+                self.discard()
+            raise
+        return status is None
 
     def uninstall(self) -> None:
         """Remove the release; one that is not there is fine."""
-        self._run(self.helm_command("uninstall", self.name, "--ignore-not-found", "--wait"), "helm uninstall")
+        _helm(self.helm_command("uninstall", self.name, "--ignore-not-found", "--wait"), "helm uninstall")
 
-    def _refuse_pending(self) -> None:
+    def discard(self) -> None:
+        """Take away a release that did not come about, without waiting; why it did not is told by the caller."""
+        with contextlib.suppress(EnvironmentProblem):
+            _helm(self.helm_command("uninstall", self.name, "--ignore-not-found"), "helm uninstall")
+
+    def status(self) -> str | None:
+        """What Helm says of the release (``deployed``, ``failed``, ``pending-upgrade``…); None: there is none."""
         # `status` is spelt alike in Helm 3 and 4; `list` lost its --all on the way.
         try:
-            told = self._run(self.helm_command("status", self.name, "--output", "json"), "helm status")
+            told = _helm(self.helm_command("status", self.name, "--output", "json"), "helm status")
         except EnvironmentProblem as problem:
-            if "not found" in str(problem):
-                return
+            if "release: not found" in str(problem):
+                return None
             raise
-        status = str(json.loads(told)["info"]["status"])
-        if status.startswith("pending"):
-            raise EnvironmentProblem(
-                f"release {self.name} in {self.namespace} is {status}: another helm run holds it or died; "
-                f"wait for it, or free it with: helm rollback {self.name} -n {self.namespace}"
-            )
+        return str(json.loads(told)["info"]["status"])
 
-    @staticmethod
-    def _run(command: list[str], doing: str) -> str:
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=180, check=False, env={**os.environ, "HELM_DEBUG": ""}
-            )
-        except FileNotFoundError as error:
-            raise EnvironmentProblem(f"{doing}: {command[0]} is not there; install Helm 3 or 4") from error
-        except subprocess.TimeoutExpired as error:
-            raise EnvironmentProblem(f"{doing}: no answer in 180 s; is the cluster reachable?") from error
-        if done.returncode:
-            raise EnvironmentProblem(f"{doing} was refused:\n{(done.stderr or done.stdout).strip()}")
-        return done.stdout
+    def _refuse_pending(self, status: str | None) -> None:
+        if status is None or not status.startswith("pending"):
+            return
+        # A first revision has nothing to be rolled back to.
+        way_out = "uninstall" if status == "pending-install" else "rollback"
+        raise EnvironmentProblem(
+            f"release {self.name} in {self.namespace} is {status}: another helm run holds it or died; "
+            f"wait for it, or free it with: helm {way_out} {self.name} -n {self.namespace}"
+        )
+
+
+def _helm(command: list[str], doing: str) -> str:
+    """Run Helm and return what it said on stdout; raises with what it said on stderr."""
+    environment = {**os.environ, "HELM_DEBUG": ""}
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{doing}: {command[0]} cannot be run ({error.strerror}); install Helm 3 or 4, and name it with "
+            "LLM_REPLICAS_HELM if it is not on PATH"
+        ) from error
+    try:
+        said, complained = process.communicate(timeout=HELM_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        _end(process)
+        raise EnvironmentProblem(f"{doing}: no answer in {HELM_SECONDS} s; is the cluster reachable?") from error
+    except BaseException:
+        _end(process)
+        raise
+    if process.returncode:
+        raise EnvironmentProblem(f"{doing} was refused:\n{(complained or said).strip()}")
+    return said
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ask Helm to stop: it then marks the release as failed; killed at once, it would leave it pending."""
+    process.terminate()
+    try:
+        process.communicate(timeout=15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
 
 
 def ensure_namespace(api: client.ApiClient, name: str, enforce: str = "restricted") -> bool:
@@ -121,6 +169,12 @@ def ensure_namespace(api: client.ApiClient, name: str, enforce: str = "restricte
             "with --namespace"
         )
     return False
+
+
+def remove_namespace(api: client.ApiClient, name: str) -> None:
+    """Take away a namespace that was made here in vain; why it was is told by the caller."""
+    with contextlib.suppress(client.ApiException, urllib3.exceptions.HTTPError):
+        client.CoreV1Api(api).delete_namespace(name, _request_timeout=10)
 
 
 def wait_ready(
@@ -159,7 +213,8 @@ def wait_ready(
         _refuse_hopeless(api, namespace, found)
         if time.monotonic() > deadline:
             raise EnvironmentProblem(
-                f"not ready after {timeout_seconds:.0f} s ({text}); kubectl -n {namespace} describe pods says why"
+                f"not ready after {timeout_seconds:.0f} s ({text}){_unready_pods(api, namespace, found)}\n"
+                "cure what the pods say, or allow more time with lifecycle.startupBudgetSeconds"
             )
         pause.wait()
 
@@ -183,9 +238,7 @@ def _refuse_hopeless(api: client.ApiClient, namespace: str, deployments: list[cl
                     f"deployment {deployment.metadata.name}: pods are refused ({condition.message}); "
                     "a quota, limit range or Pod Security level of the namespace stands in the way"
                 )
-        labels = deployment.spec.selector.match_labels or {}
-        selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        for pod in core.list_namespaced_pod(namespace, label_selector=selector, _request_timeout=10).items:
+        for pod in _pods(core, namespace, deployment):
             for status in pod.status.container_statuses or []:
                 waiting = status.state.waiting if status.state else None
                 if waiting is None or waiting.reason not in HOPELESS:
@@ -196,6 +249,34 @@ def _refuse_hopeless(api: client.ApiClient, namespace: str, deployments: list[cl
                     f"pod {pod.metadata.name}, container {status.name}: {waiting.reason} ({waiting.message}); "
                     f"{HOPELESS[waiting.reason]}{_last_log(core, pod, status.name)}"
                 )
+
+
+def _pods(core: client.CoreV1Api, namespace: str, deployment: client.V1Deployment) -> list[client.V1Pod]:
+    labels = deployment.spec.selector.match_labels or {}
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    try:
+        found: list[client.V1Pod] = core.list_namespaced_pod(
+            namespace, label_selector=selector, _request_timeout=10
+        ).items
+    except Exception as error:
+        raise explain(error, f"listing the pods of {deployment.metadata.name}") from error
+    return found
+
+
+def _unready_pods(api: client.ApiClient, namespace: str, deployments: list[client.V1Deployment]) -> str:
+    """One line for each pod that is not Ready: what it says of itself."""
+    core = client.CoreV1Api(api)
+    lines = []
+    for deployment in deployments:
+        for pod in _pods(core, namespace, deployment):
+            conditions = {each.type: each for each in pod.status.conditions or []}
+            ready, scheduled = conditions.get("Ready"), conditions.get("PodScheduled")
+            if ready is not None and ready.status == "True":
+                continue
+            why = scheduled if scheduled is not None and scheduled.status != "True" else ready
+            told = f"{why.reason}: {why.message}" if why is not None else "nothing yet"
+            lines.append(f"\n  pod {pod.metadata.name} ({pod.status.phase}): {told}")
+    return "".join(lines)
 
 
 def _last_log(core: client.CoreV1Api, pod: client.V1Pod, container: str) -> str:

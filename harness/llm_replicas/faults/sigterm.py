@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -48,4 +49,5 @@ class SigtermWatcher:
         """End the following; threads leave with their connection."""
         self._stopped = True
         for response in self._responses:
-            response.shutdown()
+            with contextlib.suppress(RuntimeError, ValueError):  # its log has ended by itself
+                response.shutdown()

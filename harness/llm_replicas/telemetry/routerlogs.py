@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -39,7 +40,8 @@ class RouterLogs:
     def __exit__(self, *_exc: object) -> None:
         self._stop.set()
         for response in list(self._responses.values()):
-            response.shutdown()
+            with contextlib.suppress(RuntimeError, ValueError):  # its log has ended by itself
+                response.shutdown()
         for thread in self._threads:
             thread.join(timeout=2)
         self._journal.close()

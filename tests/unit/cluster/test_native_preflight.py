@@ -52,8 +52,9 @@ def test_memory() -> None:
 
 
 def test_inotify() -> None:
-    assert preflight.watchers_problem(128, nodes=3) is None
-    assert "sysctl -w fs.inotify.max_user_instances=512" in (preflight.watchers_problem(32, nodes=3) or "")
+    assert preflight.watchers_problem(128, writable=True) is None
+    assert preflight.watchers_problem(1024, writable=False) is None
+    assert "sysctl -w fs.inotify.max_user_instances=1024" in (preflight.watchers_problem(128, writable=False) or "")
 
 
 def test_controllers() -> None:

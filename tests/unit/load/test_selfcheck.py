@@ -41,7 +41,7 @@ def test_a_punctual_generator_on_an_idle_host_is_valid() -> None:
         (checked(missing=1), "1 workers left no record"),
         (checked(sample=replace(GOOD, cpu_share=0.95)), "process was busy: p95 95.0 %"),
         (checked(sample=replace(GOOD, host_steal_share=0.2)), "hypervisor took CPU time: mean 20.0 %"),
-        (checked(sample=replace(GOOD, host_pressure_share=0.9)), "waited for a core: mean 90.0 %"),
+        (checked(sample=replace(GOOD, host_pressure_share=0.9)), "seconds 100.0 %, limit 5 %"),
     ],
 )
 def test_each_shortfall_makes_the_run_invalid_and_is_named(found: SelfCheck, reason: str) -> None:
@@ -138,3 +138,13 @@ def test_a_sample_line_cut_by_a_crash_is_left_out_and_a_wrong_one_is_named(tmp_p
 
     with pytest.raises(UsageError, match=r"worker-0\.jsonl, line 1"):
         read_samples(tmp_path)
+
+
+def test_one_starved_minute_in_ten_is_enough_although_the_mean_looks_fine() -> None:
+    quiet = [replace(GOOD, host_pressure_share=0.2)] * 540
+    starved = [replace(GOOD, host_pressure_share=0.9)] * 60
+
+    found = check(scheduled=100, lateness_s=[0.001] * 100, recorded=100, samples=quiet + starved)
+
+    assert found.host_pressure_share is not None and found.host_pressure_share < 0.3
+    assert any("starved" in reason for reason in found.reasons)

@@ -6,6 +6,8 @@ from kubernetes import client
 
 from llm_replicas.cluster.native.controlplane import KUBELET_CLIENT, MEMBERS
 
+# A list as the API server's cache has it: what polls need no later than now, and never a wait for the cache.
+FROM_CACHE: dict[str, Any] = {"resource_version": "0", "_request_timeout": 5}
 DNS_ROLE = "llm-replicas:coredns"
 
 
@@ -59,7 +61,7 @@ def withdraw_control_plane(api: client.ApiClient, name: str) -> None:
 def ready_nodes(api: client.ApiClient) -> set[str]:
     """Return the names of the nodes that are Ready."""
     core: Any = client.CoreV1Api(api)
-    nodes = core.list_node(_request_timeout=5).items
+    nodes = core.list_node(**FROM_CACHE).items
     return {
         node.metadata.name
         for node in nodes

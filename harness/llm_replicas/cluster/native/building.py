@@ -17,6 +17,7 @@ from llm_replicas.cluster.native import (
     bootstrap,
     cgroups,
     controlplane,
+    hostwide,
     nodeconfig,
     processes,
     readiness,
@@ -86,6 +87,7 @@ class Building:
     def _claim_place(self) -> Subnet:
         """Choose a free subnet and take it, so that no other cluster's `up` can choose it too."""
         with host_lock():
+            hostwide.prepare()
             taken = networks_in_use(self._site.binaries["ip"])
             place = subnet.choose(taken, int(self._layout.short_id[:2], 16), self._wanted)
             self._site.network.make_control_plane(place)
@@ -152,7 +154,7 @@ class Building:
         readiness.until(
             lambda: any(
                 account.metadata.name == "default"
-                for account in core.list_namespaced_service_account("default", _request_timeout=5).items
+                for account in core.list_namespaced_service_account("default", **bootstrap.FROM_CACHE).items
             ),
             self._running,
             "no service account in namespace default",

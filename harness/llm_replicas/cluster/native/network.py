@@ -9,12 +9,12 @@ import contextlib
 import ipaddress
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
 
+from llm_replicas.cluster.native.hostwide import NAMESPACES
 from llm_replicas.cluster.native.journal import Journal
 from llm_replicas.cluster.native.nodeinit import unmount
 from llm_replicas.cluster.native.subnet import Subnet
@@ -22,10 +22,6 @@ from llm_replicas.errors import EnvironmentProblem
 
 # Set in the environment of everything that is run for a cluster.
 MARK = "LLM_REPLICAS_CLUSTER"
-NAMESPACES = Path("/run/netns")
-# `ip netns add` makes /run/netns a mount of its own. This file remembers that a cluster caused it, whichever
-# cluster is removed last.
-NAMESPACES_MADE = Path("/run/llm-replicas/made-run-netns")
 # The control plane's end of the link to this machine, and its bridge, need names in their own namespace only.
 BRIDGE = "br0"
 UPLINK = "host"
@@ -99,9 +95,6 @@ class Network:
         self._run("-n", self.namespace("cp").name, "link", "set", node, "up" if up else "down")
 
     def _add_namespace(self, member: str) -> None:
-        if not NAMESPACES.exists():
-            NAMESPACES_MADE.parent.mkdir(exist_ok=True)
-            NAMESPACES_MADE.touch()
         name = self.namespace(member).name
         self._journal.record("netns", name=name)
         self._run("netns", "add", name)
@@ -162,20 +155,6 @@ def remove_namespace(name: str) -> None:
     with contextlib.suppress(OSError):  # a name whose namespace was not mounted yet
         unmount(path)
     path.unlink(missing_ok=True)
-
-
-def forget_namespaces_folder() -> None:
-    """Remove /run/netns if clusters made it and none is left in it; call it under the host lock."""
-    if not NAMESPACES_MADE.exists():
-        return
-    if NAMESPACES.exists():
-        if any(NAMESPACES.iterdir()):
-            return
-        with contextlib.suppress(OSError):  # ends when it is no mount any more
-            while True:
-                unmount(NAMESPACES)
-        NAMESPACES.rmdir()
-    shutil.rmtree(NAMESPACES_MADE.parent)
 
 
 def mounts() -> list[Path]:

@@ -102,6 +102,9 @@ def kubelet(
         # Images are loaded, not pulled, so a collected one could not come back.
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
+        # Containers are killed here again and again on purpose; the usual wait before a restart, which grows from
+        # 10 s to 5 minutes, would be all that a run sees.
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
         "nodeStatusUpdateFrequency": "2s",
         "nodeLeaseDurationSeconds": 5,
         "oomScoreAdj": 0,

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from llm_replicas.cluster.native import binaries, cgroups
+from llm_replicas.cluster.native import binaries, cgroups, hostwide
 from llm_replicas.cluster.native.binaries import Binaries
 from llm_replicas.errors import EnvironmentProblem
 
@@ -19,9 +19,6 @@ GIB = 1 << 30
 MEMORY_CONTROL_PLANE = GIB
 MEMORY_NODE = GIB // 4
 DISK = 4 * GIB
-# containerd and kubelet of each node watch files; the kernel's default of 128 is for one machine, not for
-# four.
-WATCHERS_NODE = 24
 
 
 def check(folder: Path, state_root: Path, nodes: int) -> Binaries:
@@ -33,7 +30,7 @@ def check(folder: Path, state_root: Path, nodes: int) -> Binaries:
         lambda: disk_problem(_existing(state_root), _free_disk(state_root)),
         lambda: memory_problem(available_memory(Path("/proc/meminfo").read_text()), nodes),
         lambda: controllers_problem(cgroups.missing_controllers(cgroups.hierarchies())),
-        lambda: watchers_problem(_number("/proc/sys/fs/inotify/max_user_instances"), nodes),
+        lambda: watchers_problem(_number(hostwide.WATCHERS), os.access(hostwide.WATCHERS, os.W_OK)),
     ]
     if "unshare" in found.paths and "mount" in found.paths:
         checks.append(lambda: overlay_problem(found["unshare"], state_root))
@@ -89,14 +86,13 @@ def controllers_problem(missing: list[str]) -> str | None:
     )
 
 
-def watchers_problem(limit: int, nodes: int) -> str | None:
-    """Say whether kubelet and containerd of all nodes can watch their files."""
-    needed = nodes * WATCHERS_NODE
-    if limit >= needed:
+def watchers_problem(limit: int, writable: bool) -> str | None:
+    """Say whether kubelets and containerds can watch their files, now or once the limit is raised."""
+    if limit >= hostwide.ENOUGH_WATCHERS or writable:
         return None
     return (
-        f"fs.inotify.max_user_instances is {limit}; {nodes} nodes need about {needed}: "
-        f"sysctl -w fs.inotify.max_user_instances={max(512, needed)}"
+        f"fs.inotify.max_user_instances is {limit} and cannot be changed from here; at least "
+        f"{hostwide.ENOUGH_WATCHERS} are needed: sysctl -w fs.inotify.max_user_instances={hostwide.ENOUGH_WATCHERS}"
     )
 
 
@@ -176,5 +172,5 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
-def _number(path: str) -> int:
-    return int(Path(path).read_text())
+def _number(path: Path) -> int:
+    return int(path.read_text())

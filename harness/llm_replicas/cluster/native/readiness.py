@@ -63,16 +63,26 @@ def runtime(node: Node, deadline: Deadline) -> None:
 def nodes(api: client.ApiClient, running: list[Process], members: list[Node], deadline: Deadline) -> None:
     """Wait until all nodes are Ready."""
     wanted = {node.name: node for node in members}
-    events: Any = watch.Watch  # the client's watch has no types
     while missing := sorted(wanted.keys() - bootstrap.ready_nodes(api)):
         processes.refuse_dead(running)
         for node in members:
             node.refuse_dead()
         deadline.refuse_late(f"not Ready: {', '.join(missing)}", wanted[missing[0]].log("kubelet"))
-        # Woken by each change; the second bounds how long a daemon's death goes unnoticed.
+        _wait_for_change(api, lambda: wanted.keys() <= bootstrap.ready_nodes(api))
+
+
+def _wait_for_change(api: client.ApiClient, enough: Callable[[], bool]) -> None:
+    """Follow the nodes until there are enough, or for a second: so long may a daemon's death go unnoticed."""
+    events: Any = watch.Watch  # the client's watch has no types
+    try:
         for event in events().stream(client.CoreV1Api(api).list_node, timeout_seconds=1):
-            if event["type"] == "MODIFIED" and wanted.keys() <= bootstrap.ready_nodes(api):
-                break
+            if event["type"] == "MODIFIED" and enough():
+                return
+    except client.ApiException as error:
+        # Right after its start the API server's cache may lag behind for a moment.
+        if error.status not in (410, 429, 500, 503, 504):
+            raise
+        time.sleep(0.2)
 
 
 def answers(url: str, running: Iterable[Process], what: str, log: Path, deadline: Deadline) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from llm_replicas.cluster.native import cgroups, network, processes
+from llm_replicas.cluster.native import cgroups, hostwide, network, processes
 from llm_replicas.cluster.native.journal import Journal
 from llm_replicas.cluster.native.layout import Layout
 from llm_replicas.cluster.native.locks import host_lock
@@ -37,7 +37,7 @@ def remove(layout: Layout) -> None:
     if layout.folder.exists():
         shutil.rmtree(layout.folder)  # a file appeared or vanished meanwhile: once more, and say what is wrong
     with host_lock():
-        network.forget_namespaces_folder()
+        hostwide.restore()
 
 
 def _ip(journal: Journal) -> Path:
@@ -76,7 +76,7 @@ def _members(layout: Layout, journal: Journal) -> Iterator[int]:
     yield from (pid for pid in cgroups.processes(layout.cgroup) if processes.start_time(pid) is not None)
     namespaces = set()
     for entry in journal.entries("netns"):
-        path = network.NAMESPACES / entry.facts["name"]
+        path = hostwide.NAMESPACES / entry.facts["name"]
         if path.exists():
             namespaces.add((path.stat().st_dev, path.stat().st_ino))
     mark = f"{network.MARK}={layout.short_id}".encode()
