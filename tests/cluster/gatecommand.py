@@ -141,7 +141,7 @@ def write_plan(path: Path, *, seconds: float, model: str = "ensemble", fault: di
 
 
 @contextlib.contextmanager
-def served(cluster: NativeCluster, namespace: str, *settings: str) -> Iterator[None]:
+def served(cluster: NativeCluster, namespace: str, *values: Path) -> Iterator[None]:
     """A release `llm` of one replica and one router in a namespace of its own; gone afterwards."""
     core = client.CoreV1Api(cluster.api())
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -154,8 +154,8 @@ def served(cluster: NativeCluster, namespace: str, *settings: str) -> Iterator[N
             helm=helm_binary(lambda _text: None),
             kubeconfig=cluster.kubeconfig,
             context=None,
-            values=[STANDIN, STANDIN.with_name("single-replica-values.yaml")],
-            settings=["fullnameOverride=llm", *settings],
+            values=[STANDIN, STANDIN.with_name("single-replica-values.yaml"), *values],
+            settings=["fullnameOverride=llm", "router.responseHeaders=true"],
         )
         release.install()
         wait_ready(cluster.api(), namespace, ["llm-replica", "llm-router"], 120)

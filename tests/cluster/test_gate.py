@@ -141,6 +141,9 @@ def test_the_gate_passes_with_a_namespaced_role_and_no_native_call(site: Site) -
     assert (deleted["failed_new"], deleted["cut"]) == (0, 0)
     assert killed["failed_new"] == 0
     assert killed["cut"] <= killed["in_flight"]
+    # Both come from the routers' access logs, which must have been followed from the first request on.
+    assert killed["ttd_s"] is not None
+    assert 0 < deleted["ttd_s"] < 7
 
 
 def test_without_a_drain_streams_are_cut_and_the_gate_fails(site: Site) -> None:

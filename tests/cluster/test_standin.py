@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
+import yaml
 from kubernetes import client
 from kubernetes.stream import stream
 
 from llm_replicas.cluster.native import NativeCluster
 from llm_replicas.faults.pod_kill import KILL_SCRIPT
-from tests.cluster.gatecommand import served, wait_for
+from tests.cluster.gatecommand import STANDIN, served, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -28,7 +29,7 @@ MEASURED_SECONDS = 12.0
 MAX_BATCH, MAX_WAITING = 16, 4
 # From SIGTERM: Triton's own look at its models, the engine's end, the kubelet's clean-up.
 IDLE_END_SECONDS = 4.0
-WITHDRAWAL_SECONDS = 1.0
+WITHDRAWAL_SECONDS = yaml.safe_load(STANDIN.read_text())["lifecycle"]["endpointWithdrawalSeconds"]
 # The published step of one sequence takes 30 ms; stretched to 50 ms, a stream brings 20 tokens a second.
 TIME_SCALE = 1.68
 SETTINGS = {
@@ -141,15 +142,12 @@ class Replica:
 
 
 @pytest.fixture(scope="module")
-def replica(serving_cluster: NativeCluster) -> Iterator[Replica]:
+def replica(serving_cluster: NativeCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
     """A release of one replica."""
-    settings = [f"extraEnv.STANDIN_{name.upper()}={value}" for name, value in SETTINGS.items()]
-    with served(
-        serving_cluster,
-        NAMESPACE,
-        f"lifecycle.endpointWithdrawalSeconds={WITHDRAWAL_SECONDS:g}",
-        *settings,
-    ):
+    values = {"extraEnv": {f"STANDIN_{name.upper()}": str(value) for name, value in SETTINGS.items()}}
+    file = tmp_path_factory.mktemp("standin") / "values.yaml"
+    file.write_text(yaml.safe_dump(values))
+    with served(serving_cluster, NAMESPACE, file):
         yield Replica(serving_cluster.api)
 
 

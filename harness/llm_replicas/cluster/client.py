@@ -13,6 +13,11 @@ from kubernetes import client, config
 
 from llm_replicas.errors import EnvironmentProblem, UsageError
 
+# Where a watch starts: with all objects as the API server's cache knows them. The client's own way, a list and then
+# a watch from that list's version, is refused ("Too large resource version") for as long as nothing of the watched
+# kind changes, on API servers whose etcd does not announce its progress (Debian 12's 3.4.23).
+FROM_CACHE = "0"
+
 
 def api_client(kubeconfig: Path | None, context: str | None = None) -> client.ApiClient:
     """Return a client for ``context`` of ``kubeconfig`` (the current context when none is named).

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import urllib3.exceptions
 from kubernetes import client, watch
 
-from llm_replicas.cluster.client import explain
+from llm_replicas.cluster.client import FROM_CACHE, explain
 from llm_replicas.errors import InvalidRun
 
 
@@ -167,6 +167,7 @@ class Fault(ABC):
                     self.target.core.list_namespaced_pod,
                     self.target.namespace,
                     label_selector=self.target.selector(self.component),
+                    resource_version=FROM_CACHE,
                     timeout_seconds=max(1, min(2, int(left))),
                 ):
                     yield self.target.pods(self.component)

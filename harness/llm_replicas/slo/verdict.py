@@ -162,6 +162,9 @@ class Verdict:
             f"{_mark('pass' if generator.valid else 'invalid')} generator: {generator.recorded} records, "
             + ("lateness not known" if late is None else f"sent late by {late:.1f} ms (p99)")
         )
+        lines += [f"lost in {each.phase}: {each.count} {each.outcome} ({each.error_class})" for each in self.lost[:5]]
+        if len(self.lost) > 5:
+            lines.append(f"lost in other ways: {sum(each.count for each in self.lost[5:])}; see the report")
         if self.not_tested:
             lines.append(f"not tested by this plan: {', '.join(self.not_tested)}")
         return lines + [f"because {reason}" for reason in self.reasons]
@@ -408,6 +411,16 @@ def _conditions(samples: Samples, steady: Samples, facts: RunFacts) -> Iterable[
         yield Condition("steady phase", "inconclusive", "the plan has no judged phase without a fault")
     if not len(samples):
         yield Condition("requests", "inconclusive", "no request was recorded")
+    for phase in facts.phases or ():
+        mine = samples.take(samples.phase.is_in(phase.name))
+        if phase.judged and len(mine) and not mine.ok.any():
+            causes = ", ".join(f"{loss.count} {loss.outcome} ({loss.error_class})" for loss in _losses(mine))
+            yield Condition(
+                "answers",
+                "fail",
+                f"not one request of phase {phase.name} was answered: {causes}; are the addresses (--url, --grpc-url) "
+                "right, and is the plan's model served there?",
+            )
     if facts.loosened:
         listed = "; ".join(str(item) for item in facts.loosened)
         yield Condition("baseline", "fail", f"the SLO table is looser than the baseline: {listed}")

@@ -11,6 +11,7 @@ from typing import Any
 import urllib3.exceptions
 from kubernetes import client, watch
 
+from llm_replicas.cluster.client import FROM_CACHE
 from llm_replicas.telemetry.journal import Journal
 
 
@@ -41,19 +42,18 @@ class ClusterWatch:
         self._journal.close()
 
     def _follow(self, source: Callable[..., Any], row: Callable[[str, Any], dict[str, Any]]) -> None:
-        version: str | None = None
+        version = FROM_CACHE
         while not self._stop.is_set():
             try:
-                arguments: dict[str, Any] = {"timeout_seconds": 30}
-                if version:
-                    arguments["resource_version"] = version
-                for event in watch.Watch().stream(source, self._namespace, **arguments):
+                for event in watch.Watch().stream(
+                    source, self._namespace, resource_version=version, timeout_seconds=30
+                ):
                     if self._stop.is_set():
                         return
                     version = event["object"].metadata.resource_version
                     self._journal.write({"wall": time.time(), **row(event["type"], event["object"])})
             except (client.ApiException, urllib3.exceptions.HTTPError, OSError):
-                version = None
+                version = FROM_CACHE
                 self._stop.wait(0.5)  # the watch was refused or broke; take it up anew
 
 

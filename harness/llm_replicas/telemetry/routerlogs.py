@@ -11,6 +11,7 @@ from pathlib import Path
 import urllib3.exceptions
 from kubernetes import client, watch
 
+from llm_replicas.cluster.client import FROM_CACHE
 from llm_replicas.telemetry.journal import Journal
 
 
@@ -54,6 +55,7 @@ class RouterLogs:
                     core.list_namespaced_pod,
                     self._namespace,
                     label_selector=self._selector,
+                    resource_version=FROM_CACHE,
                     timeout_seconds=5,
                 ):
                     pod = event["object"]

@@ -12,7 +12,11 @@ from typing import Any
 from standin_engine import cost
 
 ENVIRONMENT_PREFIX = "STANDIN_"
-FORWARDS = ("simulated",)
+CHOICES = {
+    "forward": ("simulated", "torch"),
+    "torch_device": ("auto", "cpu", "cuda"),
+    "torch_dtype": ("float32", "bfloat16"),
+}
 COUNTS = (
     "stages",
     "max_batch",
@@ -21,6 +25,9 @@ COUNTS = (
     "tokens_per_block",
     "max_waiting",
     "stream_interval",
+    "torch_layers",
+    "torch_width",
+    "torch_heads",
 )
 
 
@@ -33,6 +40,8 @@ class EngineConfig:
     """Every number of the engine; the defaults are the tuned ones (see `tune`).
 
     The three costs are published seconds (see `cost`); `time_scale` stretches them all.
+    The `torch_` fields are read only when `forward` is `torch`, the costs only when it is `simulated`. The paged
+    cache then takes kv_blocks x tokens_per_block x torch_layers x torch_width x 2 numbers of `torch_dtype`.
     """
 
     forward: str = "simulated"
@@ -49,6 +58,11 @@ class EngineConfig:
     max_waiting: int = 64
     stream_interval: int = 3
     cancel_check_seconds: float = 0.5
+    torch_device: str = "auto"
+    torch_dtype: str = "float32"
+    torch_layers: int = 2
+    torch_width: int = 128
+    torch_heads: int = 4
     control_path: str = "/tmp/standin-control.json"  # noqa: S108 - the only writable folder of the pod
 
     def __post_init__(self) -> None:
@@ -63,8 +77,13 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.max_batch < self.stages:
             raise ConfigError(f"max_batch is {self.max_batch}; each of the {self.stages} stages needs a place")
-        if self.forward not in FORWARDS:
-            raise ConfigError(f"forward is {self.forward!r}; accepted: {', '.join(FORWARDS)}")
+        for name, accepted in CHOICES.items():
+            if getattr(self, name) not in accepted:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}")
+        if self.torch_width % (2 * self.torch_heads):
+            raise ConfigError(
+                f"torch_width is {self.torch_width}; it must be a multiple of twice torch_heads, {self.torch_heads}"
+            )
 
     @property
     def lane_slots(self) -> int:

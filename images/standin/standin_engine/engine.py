@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from standin_engine.config import EngineConfig
 from standin_engine.forward import Forward
 from standin_engine.pipeline import Pipeline
-from standin_engine.scheduler import Emission, Request, Scheduler
+from standin_engine.scheduler import Broken, Emission, Request, Scheduler, Step
 
 LOGGER = logging.getLogger(__name__)
 
@@ -46,16 +46,19 @@ class Engine:
     ) -> None:
         self._config = config
         self._scheduler = Scheduler(config)
+        self._forward = forward
         self._pipeline = Pipeline(self._scheduler, forward)
         self._deliver = deliver
         self._clock = clock
         self._wake = threading.Condition()
         self._stopping = False
         self._frozen_until = 0.0
+        self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         """Begin to serve."""
+        self._forward.start(self._computed)
         self._thread.start()
 
     def stop(self) -> None:
@@ -65,10 +68,18 @@ class Engine:
             self._wake.notify()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
+        self._forward.stop()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the forward pass broke; from then on nothing is computed."""
+        return self._failure
 
     def submit(self, request: Request) -> None:
         """Queue a request; raises `Rejected`."""
         with self._wake:
+            if self._failure is not None:
+                raise Broken(f"the forward pass failed: {self._failure}")
             # When every lane is busy the loop comes by anyway; waking it would only cost a context switch.
             if self._pipeline.submit(request, self._clock()):
                 self._wake.notify()
@@ -102,6 +113,15 @@ class Engine:
                 tokens_per_block=pool.tokens_per_block,
             )
 
+    def _computed(self, step: Step, problem: str | None) -> None:
+        """A step whose length was not known beforehand has ended, one way or the other."""
+        with self._wake:
+            if problem is None:
+                self._pipeline.complete(step, self._clock())
+            else:
+                self._failure = problem
+            self._wake.notify()
+
     def _run(self) -> None:
         """Sleep until the next deadline, end what is due, hand out the tokens, again."""
         while True:
@@ -121,7 +141,7 @@ class Engine:
                     LOGGER.exception("tokens could not be delivered")
 
     def _delay(self, now: float) -> float | None:
-        """Seconds until there is work; None when only a new request brings some."""
+        """Seconds until there is work; None when only somebody else brings some."""
         deadline = self._pipeline.next_deadline
         if deadline is None:
             return None

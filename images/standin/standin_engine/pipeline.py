@@ -26,7 +26,7 @@ class Pipeline:
 
     @property
     def next_deadline(self) -> float | None:
-        """When something happens next, None when idle."""
+        """When something happens next, None when that is not known or nothing is under way."""
         return self._due[0][0] if self._due else None
 
     def submit(self, request: Request, now: float) -> bool:
@@ -54,13 +54,19 @@ class Pipeline:
             self._start_idle_lanes(start)
         return results
 
+    def complete(self, step: Step, now: float) -> None:
+        """A step whose length was not known beforehand is computed; it is due at once."""
+        heapq.heappush(self._due, (now, step.lane))
+
     def _start(self, lane: int, at: float) -> bool:
         """Begin a lane's next step if it has one."""
         step = self.scheduler.begin_step(lane)
         if step is None:
             return False
         self._running[lane] = step
-        heapq.heappush(self._due, (at + self.forward.run(step), lane))
+        seconds = self.forward.run(step)
+        if seconds is not None:
+            heapq.heappush(self._due, (at + seconds, lane))
         return True
 
     def _start_idle_lanes(self, at: float) -> bool:

@@ -27,23 +27,31 @@ class QueueFull(Rejected):
     """Too many requests are waiting already; another replica, or a later try, may take it."""
 
 
+class Broken(Rejected):
+    """The forward pass failed, so this replica computes nothing any more."""
+
+
 class TooLong(Rejected):
     """The request can never fit."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the scheduler needs to know; `prefix_keys` has one key for each full block of the prompt."""
+    """What the scheduler needs to know; `prefix_keys` has one key for each full block of the prompt.
+
+    `tokens` are the prompt's token ids, for a forward pass that has a vocabulary; the scheduler ignores them.
+    """
 
     request_id: int
     prompt_tokens: int
     max_tokens: int
     prefix_keys: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
 class Sequence:
-    """An admitted request and how far it is."""
+    """An admitted request and how far it is; `token` is what the model chose last, if there is a model."""
 
     request: Request
     lane: int
@@ -51,6 +59,7 @@ class Sequence:
     computed: int
     produced: int = 0
     emitted: int = 0
+    token: int = 0
     cancelled: bool = False
 
     @property

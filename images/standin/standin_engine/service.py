@@ -6,6 +6,7 @@ import itertools
 import logging
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Protocol
 from standin_engine.config import EngineConfig
 from standin_engine.control import Control, ControlError, ControlFile, StreamFault
 from standin_engine.engine import Engine, Load
-from standin_engine.forward import Forward, SimulatedForward
+from standin_engine.forward import Forward
 from standin_engine.scheduler import Emission, Request
 
 LOGGER = logging.getLogger(__name__)
@@ -62,6 +63,11 @@ def prefix_keys(words: list[str], tokens_per_block: int) -> tuple[int, ...]:
     return tuple(keys)
 
 
+def token_ids(words: list[str], vocabulary: int) -> tuple[int, ...]:
+    """The prompt as a model with so many tokens reads it: one token a word, the same one on every replica."""
+    return tuple(zlib.crc32(word.encode()) % vocabulary for word in words) if vocabulary else ()
+
+
 class Service:
     """One replica: an engine, the answers in flight, and a housekeeper thread.
 
@@ -94,15 +100,12 @@ class Service:
         self._housekeeper.start()
 
     def stop(self) -> None:
-        """End both threads and fail what is still open, so that no client waits for ever."""
+        """End all threads and fail what is still open."""
         self._ending.set()
         self._engine.stop()
         if self._housekeeper.is_alive():
             self._housekeeper.join()
-        for number in list(self._answers):
-            answer = self._answers.pop(number, None)
-            if answer is not None:
-                answer.sink.fail("the replica is shutting down")
+        self._fail_all("the replica is shutting down")
 
     def submit(self, prompt: str, max_tokens: int, stream: bool, sink: Sink) -> None:
         """Accept a request; raises `Rejected` with a message for the client."""
@@ -111,10 +114,11 @@ class Service:
         # The engine may deliver before submit returns, so the answer is known first.
         self._answers[number] = _Answer(sink, stream, max_tokens, self._control.stream_fault(number), self._clock())
         keys = prefix_keys(words, self._config.tokens_per_block) if self._config.prefix_cache else ()
+        tokens = token_ids(words, self._forward.vocabulary)
         try:
-            self._engine.submit(Request(number, len(words), max_tokens, keys))
+            self._engine.submit(Request(number, len(words), max_tokens, keys, tokens))
         except Exception:
-            del self._answers[number]
+            self._answers.pop(number, None)
             raise
 
     def load(self) -> Load:
@@ -170,6 +174,13 @@ class Service:
         except Exception:
             LOGGER.exception("request %d: the answer could not be ended", number)
 
+    def _fail_all(self, reason: str) -> None:
+        """End every open answer with an error, so that no client waits for ever."""
+        for number in list(self._answers):
+            answer = self._answers.get(number)
+            if answer is not None:
+                self._drop(number, answer, reason)
+
     def _keep_house(self) -> None:
         """Every so often: cancelled clients, control file, load report."""
         # Polled because neither a closed connection nor a changed file wakes anybody here.
@@ -177,6 +188,9 @@ class Service:
         reported = polled = self._clock()
         while not self._ending.wait(pause):
             now = self._clock()
+            failure = self._engine.failure
+            if failure is not None:
+                self._fail_all(f"the forward pass failed: {failure}")
             self._drop_cancelled(now)
             if now - polled >= 1.0:
                 polled = now
@@ -206,7 +220,6 @@ class Service:
         if control != self._control:
             LOGGER.warning("fault switches changed: %s", control)
         self._control = control
-        if isinstance(self._forward, SimulatedForward):
-            self._forward.slowdown = control.slowdown
+        self._forward.slowdown = control.slowdown
         if control.freeze_seconds > 0:
             self._engine.freeze(control.freeze_seconds)

@@ -32,7 +32,9 @@ def test_environment_variables_win_over_the_file(tmp_path: Path) -> None:
         ({"stages": 0}, "stages is 0; it must be at least 1"),
         ({"max_batch": 4}, "max_batch is 4; each of the 8 stages needs a place"),
         ({"time_scale": 0}, "time_scale is 0.0; it must be above 0"),
-        ({"forward": "magic"}, "forward is 'magic'; accepted: simulated"),
+        ({"forward": "magic"}, "forward is 'magic'; accepted: simulated, torch"),
+        ({"torch_device": "tpu"}, "torch_device is 'tpu'; accepted: auto, cpu, cuda"),
+        ({"torch_width": 100, "torch_heads": 3}, "torch_width is 100; it must be a multiple of twice torch_heads, 3"),
         ([], "expected one JSON object"),
     ],
 )

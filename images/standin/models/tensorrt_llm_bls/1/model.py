@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from standin_engine import config, forward
 from standin_engine.engine import Load
-from standin_engine.scheduler import QueueFull, Rejected
+from standin_engine.scheduler import Broken, QueueFull, Rejected
 from standin_engine.service import Service
 
 
@@ -121,7 +121,7 @@ class TritonPythonModel:
                 self._service.submit(
                     prompt.decode(), int(max_tokens), stream is not None and bool(stream.as_numpy()[0]), sink
                 )
-            except QueueFull as refusal:
+            except (QueueFull, Broken) as refusal:
                 sink.fail(str(refusal), pb_utils.TritonError.UNAVAILABLE)
             except (Rejected, UnicodeDecodeError) as refusal:
                 sink.fail(str(refusal), pb_utils.TritonError.INVALID_ARG)
