@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_places import CHART, STANDIN, Renderer
 
 from llm_replicas.chart.objects import Objects
 from llm_replicas.chart.render import render
 from llm_replicas.cluster.tools import bin_dir
 from llm_replicas.errors import EnvironmentProblem
 from llm_replicas.places import helm_binary
+from tests.chart.chart_places import CHART, STANDIN, Renderer
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_places import ROOT, STANDIN, Renderer
+
+from tests.chart.chart_places import ROOT, STANDIN, Renderer
 
 GOLDENS = Path(__file__).parent / "golden"
 

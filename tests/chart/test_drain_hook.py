@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from chart_places import CHART
+
+from tests.chart.chart_places import CHART
 
 HOOK = CHART / "files" / "drain.sh"
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from chart_places import CHART, STANDIN
 
 from llm_replicas.chart.render import notes
+from tests.chart.chart_places import CHART, STANDIN
 
 WARNINGS: list[tuple[dict[str, Any], str]] = [
     ({"lifecycle.acceptDroppedRequests": True}, "lifecycle.acceptDroppedRequests is true"),

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_places import CHART, Renderer
 
 from llm_replicas.errors import UsageError
+from tests.chart.chart_places import CHART, Renderer
 
 WAY = "or set lifecycle.acceptDroppedRequests to true and lose requests"
 TRITON = {"engine": "triton", "image.tag": "1.0", "image.serverVersion": "2.51.0"}

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from chart_places import Renderer
 
 from llm_replicas.chart.objects import container, flags, pod_spec
+from tests.chart.chart_places import Renderer
 
 
 def _pod(rendered: Renderer, overrides: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_places import CHART, SCENARIOS, Renderer
 
 from llm_replicas.chart.objects import container, pod_spec
 from llm_replicas.chart.render import render
 from llm_replicas.chart.timing import replica_clusters
+from tests.chart.chart_places import CHART, SCENARIOS, Renderer
 
 # What an edge must never let through (research on Triton's own paths), beside what it must.
 ROUTED = [

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from chart_places import CHART, ROOT, SCENARIOS, STANDIN, Renderer
 
 from llm_replicas.chart.check import check_objects, check_values
 from llm_replicas.chart.render import render
+from tests.chart.chart_places import CHART, ROOT, SCENARIOS, STANDIN, Renderer
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.name)

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_places import CHART, Renderer
 
 from llm_replicas.chart import values_docs
 from llm_replicas.chart.objects import Objects
 from llm_replicas.chart.values_docs import Value
 from llm_replicas.errors import UsageError
 from llm_replicas.slo.model import slo_json_schema
+from tests.chart.chart_places import CHART, Renderer
 
 VALUES = values_docs.read_values((CHART / "values.yaml").read_text(encoding="utf-8"))
 GROUPS = {value.path[:-1] for value in VALUES}

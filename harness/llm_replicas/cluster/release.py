@@ -18,6 +18,8 @@ from llm_replicas.cluster.client import explain
 from llm_replicas.errors import EnvironmentProblem
 
 HELM_SECONDS = 180
+# Triton says why a model did not load above a table of all its options.
+LOG_LINES = 60
 
 # Reasons that waiting does not cure, with what an operator would do next.
 HOPELESS = {
@@ -282,7 +284,7 @@ def _unready_pods(api: client.ApiClient, namespace: str, deployments: list[clien
 def _last_log(core: client.CoreV1Api, pod: client.V1Pod, container: str) -> str:
     try:
         text = core.read_namespaced_pod_log(
-            pod.metadata.name, pod.metadata.namespace, container=container, previous=True, tail_lines=15
+            pod.metadata.name, pod.metadata.namespace, container=container, previous=True, tail_lines=LOG_LINES
         )
     except client.ApiException:
         return ""
