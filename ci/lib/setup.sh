@@ -2,7 +2,7 @@
 # What the commands in ci/ have in common: check the machine, install what is missing, make the environment.
 # Every message goes to stderr; the last line on stdout belongs to the command itself.
 
-CACHE=${LLM_REPLICAS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/llm-replicas}
+CACHE=${LLM_REPLICAS_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/llm-replicas}
 
 # "what to look for | Debian package | what for": a command, or a file if it begins with /.
 BASE_NEEDS='
@@ -103,7 +103,7 @@ apt_install() (
   fi
   export DEBIAN_FRONTEND=noninteractive
   log=$(mktemp)
-  if ! { apt-get update -qq && apt-get install -y -qq -o DPkg::Lock::Timeout=300 \
+  if ! { apt-get -o DPkg::Lock::Timeout=300 update -qq && apt-get install -y -qq -o DPkg::Lock::Timeout=300 \
     --no-install-recommends "$@"; } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     rm -f "$log"
@@ -166,6 +166,8 @@ enter_venv() {
   local root=$1
   export PATH="$VENV/bin:$PATH"
   export PYTHONPATH="$root/harness:$root${PYTHONPATH:+:$PYTHONPATH}"
+  # What messages tell the user to type.
+  export LLM_REPLICAS_COMMAND=${LLM_REPLICAS_COMMAND:-ci/llm-replicas}
 }
 
 # Checks for and installs what the native cluster needs.
@@ -173,7 +175,7 @@ setup_native() {
   is_root || refuse "the native cluster needs root: it makes network namespaces, mounts and control groups." \
     "Run the command as root, or use a cluster of yours: --cluster existing --context NAME"
   # System commands live here, and not every root shell looks.
-  export PATH="$PATH:/usr/sbin:/sbin"
+  export PATH="$PATH:/usr/sbin:/sbin:/usr/local/go/bin"
   local needs=$CLUSTER_NEEDS
   if [[ -n ${LLM_REPLICAS_BIN:-} ]]; then
     export PATH="$LLM_REPLICAS_BIN:$PATH"

@@ -22,6 +22,7 @@ from rich.markup import escape
 
 from llm_replicas import __version__
 from llm_replicas.errors import InvalidRun, LlmReplicasError, UsageError
+from llm_replicas.invocation import command_name
 
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3, "invalid": 4}
 INTERRUPTED = 130
@@ -198,11 +199,13 @@ def fault(
 ) -> None:
     """Break one thing in a release and say when it took effect and when all was whole again (JSON)."""
     from llm_replicas.cluster.client import api_client
+    from llm_replicas.cluster.release import fullname_of
     from llm_replicas.faults import FAULTS, Target
 
     if kind not in FAULTS:
         raise UsageError(f"fault {kind!r} is not known; accepted: {', '.join(FAULTS)}")
-    made = FAULTS[kind](Target(api_client(kubeconfig, context), namespace, release, release), "manual")
+    api = api_client(kubeconfig, context)
+    made = FAULTS[kind](Target(api, namespace, fullname_of(api, namespace, release), release), "manual")
     made.precondition()
     made.inject()
     try:
@@ -300,8 +303,23 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     from llm_replicas.judge import write_reports
 
     if not (run / "verdict.json").is_file():
-        raise UsageError(f"{run} holds no verdict.json; judge it first with: llm-replicas judge {run}")
+        raise UsageError(f"{run} holds no verdict.json; judge it first with: {command_name()} judge {run}")
     sys.stdout.write(f"{write_reports(run)}\n")
+
+
+def tell_github(run: Path) -> None:
+    """On GitHub Actions: annotations on the run and a summary on the job's page."""
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return
+    from llm_replicas.report.github import annotation_lines, job_summary
+    from llm_replicas.report.verdict_json import read_verdict
+
+    judged = read_verdict(run / "verdict.json")
+    for line in annotation_lines(judged):
+        sys.stdout.write(line + "\n")
+    if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(page).open("a", encoding="utf-8") as summary:
+            summary.write(job_summary(judged))
 
 
 def finish(verdict: str, summary: list[str], run: Path, as_json: bool) -> None:
@@ -309,6 +327,7 @@ def finish(verdict: str, summary: list[str], run: Path, as_json: bool) -> None:
     for line in summary:
         err.print(line, soft_wrap=True, markup=False)
     err.print(f"report: {run / 'report.html'}", soft_wrap=True, markup=False)
+    tell_github(run)
     if as_json:
         emit({"verdict": verdict, "run": str(run)})
     else:
@@ -344,7 +363,8 @@ def tools_bundle(out: Annotated[Path, typer.Argument(help="The archive to write 
 
 def main() -> None:
     """Entry point: turns every way of ending into its exit code and one clear message."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a CI that gives up, a terminal that is gone
+        signal.signal(number, _interrupt)
     try:
         # Typer tells usage errors itself and leaves by SystemExit, also on Ctrl-C; ours pass through it.
         app(prog_name="llm-replicas")

@@ -23,9 +23,10 @@ from kubernetes import client
 
 from llm_replicas import __version__
 from llm_replicas.cluster.client import explain
-from llm_replicas.cluster.release import Release, ensure_namespace, remove_namespace, wait_ready
+from llm_replicas.cluster.release import Release, ensure_namespace, progress_deadline, remove_namespace, wait_ready
 from llm_replicas.errors import InvalidRun, LlmReplicasError, UsageError
 from llm_replicas.faults import FAULTS, Fault, Target
+from llm_replicas.invocation import command_name
 from llm_replicas.judge import judge
 from llm_replicas.load.plan import Plan, load_plan
 from llm_replicas.load.records import seal
@@ -68,7 +69,8 @@ class GateOptions:
     acknowledge_looser: bool = False
     invalid_retries: int = 1
     install: bool = True
-    ready_timeout_seconds: float = 180.0
+    ready_timeout_seconds: float | None = None
+    """None: as long as the release itself gives a rollout (its progress deadline)."""
     environment: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -79,7 +81,7 @@ class GateOptions:
                 load_slo(table)
 
 
-def deploy(deployment: Deployment, ready_timeout_seconds: float, say: Say, *, keep: bool = False) -> None:
+def deploy(deployment: Deployment, ready_timeout_seconds: float | None, say: Say, *, keep: bool = False) -> None:
     """Install or upgrade the release in its namespace and wait until every pod of it serves.
 
     What this call was the first to make is taken away again when it does not come to that, unless told to
@@ -96,8 +98,10 @@ def deploy(deployment: Deployment, ready_timeout_seconds: float, say: Say, *, ke
         undo.pop_all()
 
 
-def wait_serving(deployment: Deployment, ready_timeout_seconds: float, say: Say) -> None:
+def wait_serving(deployment: Deployment, ready_timeout_seconds: float | None, say: Say) -> None:
     """Wait until every pod of the release serves."""
+    if ready_timeout_seconds is None:
+        ready_timeout_seconds = progress_deadline(deployment.api, deployment.release.namespace, deployment.fullname)
     names = [f"{deployment.fullname}-replica", f"{deployment.fullname}-router"]
     wait_ready(deployment.api, deployment.release.namespace, names, ready_timeout_seconds, say)
 
@@ -138,8 +142,12 @@ def run_once(deployment: Deployment, options: GateOptions, say: Say) -> tuple[Ve
     plan = load_plan(options.plan)
     slo, source = resolve_slo(deployment, options.slo)
     folder = new_run_folder(options.runs, options.name)
+    promised: dict[str, Any] = {"source": source, "digest": digest(slo), "slo": slo.as_yaml()}
+    if options.baseline is not None:
+        promised["baseline"] = load_slo(options.baseline).as_yaml()
+        promised["looser_acknowledged"] = options.acknowledge_looser
     try:
-        write_yaml(folder / "slo.yaml", {"source": source, "digest": digest(slo), "slo": slo.as_yaml()})
+        write_yaml(folder / "slo.yaml", promised)
         write_yaml(folder / "plan.yaml", plan.as_yaml())
         say(f"run folder {folder}")
         write_json(folder / "environment.json", {**describe(deployment), **options.environment})
@@ -149,11 +157,10 @@ def run_once(deployment: Deployment, options: GateOptions, say: Say) -> tuple[Ve
         say(f"the run broke off: {error}")
     except BaseException:
         seal(folder)
-        say(f"broke off; the records so far are in {folder}: judge them with: llm-replicas judge {folder}")
+        say(f"broke off; the records so far are in {folder}: judge them with: {command_name()} judge {folder}")
         raise
     seal(folder)
-    verdict = judge(folder, baseline=options.baseline, acknowledge_looser=options.acknowledge_looser)
-    return verdict, folder
+    return judge(folder), folder
 
 
 def execute(deployment: Deployment, plan: Plan, folder: Path, say: Say) -> None:
@@ -176,8 +183,11 @@ def execute(deployment: Deployment, plan: Plan, folder: Path, say: Say) -> None:
                 load.wait_until(started + window.start_s + phase.fault.after_seconds)
                 fault = FAULTS[phase.fault.kind](target, window.name)
                 faults.append(fault)
-                inject(fault, started + window.end_s, say)
-                write_json(folder / "faults.json", [each.record.as_dict() for each in faults])
+
+                def keep() -> None:
+                    write_json(folder / "faults.json", [each.record.as_dict() for each in faults])
+
+                inject(fault, started + window.end_s, keep, say)
             load.wait_until(started + window.end_s)
         say("load sent; waiting for the last streams")
         load.wait_finished()
@@ -186,11 +196,15 @@ def execute(deployment: Deployment, plan: Plan, folder: Path, say: Say) -> None:
     write_json(folder / "faults.json", [each.record.as_dict() for each in faults])
 
 
-def inject(fault: Fault, end_wall: float, say: Say) -> None:
-    """One fault from precondition to healing; what goes wrong with it is kept in its record and judged."""
+def inject(fault: Fault, end_wall: float, keep: Callable[[], None], say: Say) -> None:
+    """One fault from precondition to healing; what goes wrong with it is kept in its record and judged.
+
+    ``keep`` writes down what is known, as soon as it is known: a run may be interrupted while it waits.
+    """
     try:
         fault.precondition()
         fault.inject()
+        keep()
         say(f"  {fault.kind}: {describe_target(fault)}")
         # Healing may outlast the phase a little without spoiling the next one, which leaves some quiet at its
         # start; whether the load covered the whole fault is judged from the moments.
@@ -198,9 +212,15 @@ def inject(fault: Fault, end_wall: float, say: Say) -> None:
         healed, t0 = fault.record.healed_wall, fault.record.t0_wall
         if healed and t0:
             say(f"  {fault.kind}: whole again {healed - t0:.1f} s after it took effect")
-    except (InvalidRun, LlmReplicasError) as error:
+    except InvalidRun as error:
         fault.record.error = str(error)
         say(f"  {fault.kind}: {error}")
+    except LlmReplicasError as error:
+        # The cluster cannot be asked any more (an expired token, say): nothing after this would be a measurement.
+        fault.record.error = str(error)
+        raise
+    finally:
+        keep()
 
 
 def describe_target(fault: Fault) -> str:

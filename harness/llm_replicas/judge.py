@@ -61,13 +61,16 @@ def judge(
 
     `slo` replaces the run's own table. A table looser than `baseline` is a fail unless it is acknowledged.
     """
-    verdict, facts = decide(run, slo=slo, baseline=None if acknowledge_looser else baseline)
+    reference = None if acknowledge_looser else baseline or _stored_baseline(run)
+    verdict, facts = decide(run, slo=slo, baseline=reference)
     write_verdict(run / "verdict.json", verdict)
     _write_reports(run, verdict, facts)
     return verdict
 
 
-def decide(run: Path, *, slo: Path | None = None, baseline: Path | None = None) -> tuple[Verdict, RunFacts]:
+def decide(
+    run: Path, *, slo: Path | None = None, baseline: Path | Mapping[str, Any] | None = None
+) -> tuple[Verdict, RunFacts]:
     """The verdict and what it rests on, without writing anything."""
     facts, reading = read_run(run, slo)
     if baseline is not None:
@@ -115,6 +118,18 @@ def read_run(run: Path, slo: Path | None = None) -> tuple[RunFacts, Reading]:
     )
     reading.provenance = _provenance(run, reading, plan, table, environment)
     return facts, reading
+
+
+def _stored_baseline(run: Path) -> Mapping[str, Any] | None:
+    """The baseline that the run was held to, unless its author acknowledged to go below it."""
+    try:
+        stored = yaml.safe_load((run / "slo.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None  # a table that cannot be read is a reason of its own
+    if not isinstance(stored, dict) or stored.get("looser_acknowledged"):
+        return None
+    found = stored.get("baseline")
+    return found if isinstance(found, dict) else None
 
 
 def _write_reports(run: Path, verdict: Verdict, facts: RunFacts) -> Path:
@@ -265,6 +280,7 @@ def _self_check(run: Path, samples: Samples, started: Mapping[str, Any], reading
         host_busy_share=sum(busy) / len(busy) if busy else None,
         host_pressure_share=check.host_pressure_share,
         host_steal_share=check.host_steal_share,
+        host_starved_share=check.host_starved_share,
     )
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
-import yaml
-
 from llm_replicas.cluster.base import Cluster
 from llm_replicas.cluster.cache import cache_dir
 from llm_replicas.cluster.checkout import checkout
@@ -19,16 +17,19 @@ from llm_replicas.cluster.existing import ExistingCluster
 from llm_replicas.cluster.images import build_image
 from llm_replicas.cluster.kind import KindCluster
 from llm_replicas.cluster.progress import Step
-from llm_replicas.cluster.release import Release
+from llm_replicas.cluster.release import Release, fullname_of
 from llm_replicas.cluster.tools import bin_dir, bundle
 from llm_replicas.errors import EnvironmentProblem, UsageError
 from llm_replicas.gate import Deployment
+from llm_replicas.invocation import command_name
 
 Say = Callable[[str], None]
 
 # What the gate's own cluster is made of; Helm 3 and the checkers are built by the tests that use them.
 GATE_FAMILIES = ("kubernetes", "containerd", "cni", "coredns", "helm")
 GATE_IMAGES = ("standin", "router")
+# Given to the nodes in turn, so that the spread over zones is real.
+ZONES = ("zone-a", "zone-b", "zone-c")
 STANDIN_VALUES = Path("ci/standin-values.yaml")
 
 
@@ -99,7 +100,7 @@ def make_cluster(
 
     folder = build_tools(say) if build else cache_dir()
     pause = build_image("pause", on_progress=_progress(say)) if build else None
-    return NativeCluster(name, bin_dir=folder, nodes=nodes, pause_archive=pause, say=say)
+    return NativeCluster(name, bin_dir=folder, nodes=nodes, zones=ZONES, pause_archive=pause, say=say)
 
 
 @dataclass
@@ -154,10 +155,14 @@ class Place:
         self._leave()
 
     def _leave(self) -> None:
-        if self._cluster is None or self.kind == "existing":
+        if self._cluster is None:
+            return
+        if self.kind == "existing":
+            self.say(f"release {self.release} stays; remove it with: helm uninstall {self.release} -n {self.namespace}")
             return
         if self.keep:
-            self.say(f"cluster {self.name} stays up; remove it with: llm-replicas down --name {self.name}")
+            down = f"{command_name()} down --cluster {self.kind} --name {self.name}"
+            self.say(f"cluster {self.name} stays up; remove it with: {down}")
             return
         self.say(f"removing cluster {self.name}")
         self._cluster.down()
@@ -184,15 +189,10 @@ class Place:
     def addressed(self, deployment: Deployment) -> Deployment:
         """The same release with the addresses at which its routers answer."""
         assert self._cluster is not None  # noqa: S101 - only called inside the context
-        http = self.url or self._cluster.endpoint(self.namespace, self.release, "http")
-        grpc = self.grpc_url or self._cluster.endpoint(self.namespace, self.release, "grpc")
-        return replace(deployment, http_url=http.rstrip("/"), grpc_url=grpc.removeprefix("http://").rstrip("/"))
-
-
-def stand_in_thresholds() -> dict[str, float]:
-    """Latency thresholds of the stand-in's values file, by metric, in seconds."""
-    values = yaml.safe_load((chart_folder() / STANDIN_VALUES).read_text(encoding="utf-8"))
-    return {metric: row["seconds"] for metric, row in values["slo"]["latency"].items()}
+        fullname = fullname_of(deployment.api, self.namespace, self.release)
+        http = self.url or self._cluster.endpoint(self.namespace, fullname, "http")
+        grpc = self.grpc_url or self._cluster.endpoint(self.namespace, fullname, "grpc")
+        return replace(deployment, fullname=fullname, http_url=http.rstrip("/"), grpc_url=grpc.removeprefix("http://").rstrip("/"))
 
 
 def _progress(say: Say) -> Callable[[Step], None]:

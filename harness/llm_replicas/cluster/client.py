@@ -50,7 +50,7 @@ def explain(error: Exception, doing: str) -> EnvironmentProblem:
             reason = json.loads(error.body or "{}").get("message", reason)
         hint = {
             401: "the credentials are missing or expired: renew the token in the kubeconfig",
-            403: "the account lacks a right: apply charts/llm-replicas/rbac/gate-role.yaml for it",
+            403: "the account lacks a right: apply ci/existing/gate-role.yaml for it",
             404: "check --namespace and --release",
             409: "another change is under way: wait for it, or look at it with helm status",
         }.get(error.status, "look at the object with kubectl describe")

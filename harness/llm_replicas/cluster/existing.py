@@ -27,8 +27,7 @@ def run(command: Sequence[str]) -> None:
 class ExistingCluster(Cluster):
     """The cluster of a context of a kubeconfig.
 
-    `url` is where its Service is reached, when that cannot be found out with the rights we have. Node faults
-    are
+    `url` is where its Service is reached, when that cannot be found out with the rights we have. Node faults are
     refused unless allowed, and then done by `node_commands`: for "kill", "pause", "resume" and "start" a
     command in which {node} stands for the node's name, as in {"kill": ["virsh", "destroy", "{node}"]}.
     """

@@ -115,9 +115,7 @@ class KindCluster(Cluster):
         self._runner(["kind", "load", "image-archive", str(archive), "--name", self.name])
 
     def endpoint(self, namespace: str, service: str, port_name: str) -> str:
-        """Return the URL of a NodePort on the control plane, whose container this machine reaches on "
-        "Linux.
-        """
+        """Return the URL of a NodePort on the control plane, whose container this machine reaches on Linux."""
         api = self.api()
         port = node_port(read_service(api, namespace, service), port_name)
         core: Any = client.CoreV1Api(api)

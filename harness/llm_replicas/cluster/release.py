@@ -289,3 +289,32 @@ def _last_log(core: client.CoreV1Api, pod: client.V1Pod, container: str) -> str:
     except client.ApiException:
         return ""
     return f"\n--- last log lines of {pod.metadata.name}\n{text}"
+
+
+def fullname_of(api: client.ApiClient, namespace: str, release: str) -> str:
+    """The prefix of a release's object names, read from the Deployment that the chart labels as its replicas."""
+    selector = f"app.kubernetes.io/instance={release},app.kubernetes.io/component=replica"
+    try:
+        found = client.AppsV1Api(api).list_namespaced_deployment(
+            namespace, label_selector=selector, _request_timeout=10
+        ).items
+    except Exception as error:
+        raise explain(error, f"looking for release {release} in {namespace}") from error
+    if not found:
+        raise EnvironmentProblem(
+            f"no replicas of release {release} in namespace {namespace}: expected a Deployment with the labels "
+            f"{selector}; check --release and --namespace, or install the chart first"
+        )
+    name: str = found[0].metadata.name
+    return name.removesuffix("-replica")
+
+
+def progress_deadline(api: client.ApiClient, namespace: str, fullname: str) -> float:
+    """Seconds that the release gives its replicas to come up; the chart computes them from the start-up budget."""
+    try:
+        found = client.AppsV1Api(api).read_namespaced_deployment(
+            f"{fullname}-replica", namespace, _request_timeout=10
+        )
+    except Exception as error:
+        raise explain(error, f"reading deployment {fullname}-replica in {namespace}") from error
+    return float(found.spec.progress_deadline_seconds or 600)

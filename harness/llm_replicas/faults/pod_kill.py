@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
 from kubernetes import client
@@ -10,6 +11,9 @@ from kubernetes.stream import stream
 from llm_replicas.cluster.client import explain
 from llm_replicas.errors import InvalidRun
 from llm_replicas.faults.base import Fault, is_ready
+
+# A shell that has not answered by then never will: its node is frozen or dark.
+ANSWER_SECONDS = 20.0
 
 # Found by name rather than by number: the pod shares one process namespace, so the server is not process 1.
 # It tells the server's number first, because the container, this shell in it, dies with the server.
@@ -46,7 +50,8 @@ class PodKill(Fault):
                 _preload_content=False,
             )
             told = ""
-            while session.is_open() and "\n" not in told:
+            deadline = time.monotonic() + ANSWER_SECONDS
+            while time.monotonic() < deadline and session.is_open() and "\n" not in told:
                 session.update(timeout=5)
                 told += session.read_stdout(timeout=0) if session.peek_stdout() else ""
             moment = self.clock()

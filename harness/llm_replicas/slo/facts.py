@@ -93,6 +93,8 @@ class SelfCheck:
     host_busy_share: float | None = None
     host_pressure_share: float | None = None
     host_steal_share: float | None = None
+    host_starved_share: float | None = None
+    """Share of the seconds in which tasks of the host waited for a core too long."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class GeneratorResult:
     host_busy_share: float | None
     host_pressure_share: float | None
     host_steal_share: float | None
+    host_starved_share: float | None
     reused_share: float | None
     """Share of the requests that went over a connection used before."""
 
@@ -62,5 +63,6 @@ def judge_generator(facts: RunFacts) -> GeneratorResult:
         host_busy_share=check.host_busy_share,
         host_pressure_share=check.host_pressure_share,
         host_steal_share=check.host_steal_share,
+        host_starved_share=check.host_starved_share,
         reused_share=float(known.mean()) if known.size else None,
     )

@@ -71,7 +71,7 @@ class RouterLogs:
 
     def _follow(self, pod: str) -> None:
         core = client.CoreV1Api(self._api)
-        since: int | None = 1
+        since, last = 1, time.time()
         while not self._stop.is_set():
             try:
                 response = core.read_namespaced_pod_log(
@@ -89,7 +89,9 @@ class RouterLogs:
                     rest = lines.pop()
                     for line in lines:
                         self._keep(line, pod)
-                return  # the server ended the log: the container is gone
+                    last = time.time()
+                if self._gone(pod):
+                    return
             except client.ApiException as error:
                 if error.status == 404:
                     return
@@ -98,7 +100,19 @@ class RouterLogs:
                 if self._stop.is_set():
                     return
                 self._stop.wait(0.2)
-            since = 2
+            # From the last line on, with a little overlap: a line that is there twice is one request all the same.
+            since = int(time.time() - last) + 2
+
+    def _gone(self, pod: str) -> bool:
+        """Whether the pod is gone; a log also ends when its container is restarted or a proxy closes the stream."""
+        try:
+            found = client.CoreV1Api(self._api).read_namespaced_pod(pod, self._namespace, _request_timeout=5)
+        except client.ApiException as error:
+            return bool(error.status == 404)
+        except (urllib3.exceptions.HTTPError, OSError):
+            return False
+        self._stop.wait(0.2)
+        return found.status.phase in {"Succeeded", "Failed"}
 
     def _keep(self, line: bytes, pod: str) -> None:
         try:

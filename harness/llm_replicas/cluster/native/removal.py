@@ -1,8 +1,7 @@
 """Takes a cluster off the machine, from whatever state a run left it in.
 
 Works from the journal alone, so it also removes what a killed `up` had only begun. Every step is fine with
-the thing
-being gone already.
+the thing being gone already.
 """
 
 import os
