@@ -103,7 +103,7 @@ apt_install() (
   fi
   export DEBIAN_FRONTEND=noninteractive
   log=$(mktemp)
-  if ! { apt-get -o DPkg::Lock::Timeout=300 update -qq && apt-get install -y -qq -o DPkg::Lock::Timeout=300 \
+  if ! { apt-get update -qq -o DPkg::Lock::Timeout=300 && apt-get install -y -qq -o DPkg::Lock::Timeout=300 \
     --no-install-recommends "$@"; } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     rm -f "$log"
@@ -175,7 +175,7 @@ setup_native() {
   is_root || refuse "the native cluster needs root: it makes network namespaces, mounts and control groups." \
     "Run the command as root, or use a cluster of yours: --cluster existing --context NAME"
   # System commands live here, and not every root shell looks.
-  export PATH="$PATH:/usr/sbin:/sbin:/usr/local/go/bin"
+  export PATH="$PATH:/usr/sbin:/sbin"
   local needs=$CLUSTER_NEEDS
   if [[ -n ${LLM_REPLICAS_BIN:-} ]]; then
     export PATH="$LLM_REPLICAS_BIN:$PATH"
