@@ -47,3 +47,15 @@ def test_the_stand_in_is_called_one(helm: Any) -> None:
 )
 def test_the_way_in_depends_on_the_service(kind: str, told: str, helm: Any) -> None:
     assert told in notes(CHART, helm, overrides={"router.service.type": kind})
+
+
+def test_the_claim_that_must_exist_is_named(helm: Any) -> None:
+    assert "get persistentvolumeclaim llm-model" in notes(CHART, helm)
+    assert "persistentvolumeclaim" not in notes(CHART, helm, [STANDIN])
+
+
+def test_without_a_router_the_pods_themselves_are_named(helm: Any) -> None:
+    text = notes(CHART, helm, overrides={"router.enabled": False})
+
+    assert "-replicas." in text
+    assert "(8000 HTTP, 8001 gRPC)" in text
