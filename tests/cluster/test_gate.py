@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,7 @@ WITHOUT_NATIVE = (
     "import sys; sys.modules['llm_replicas.cluster.native'] = None; from llm_replicas.cli import main; main()"
 )
 
-# Streams of one lane share their largest gaps, so a short run holds few independent ones: enough for a p95, not a p99.
-SHORT = ("--set", "slo.latency.largestGap.quantile=0.95")
+SHORT = ("--values", str(HERE / "plans" / "short-values.yaml"))
 
 
 @dataclass
@@ -106,7 +106,8 @@ def account_kubeconfig(cluster: NativeCluster, namespace: str, path: Path) -> Pa
 
 @pytest.fixture
 def site(serving_cluster: NativeCluster, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    namespace = "gate-" + request.node.name.replace("_", "-").removeprefix("test-")[:40].strip("-")
+    name = request.node.name.replace("_", "-").removeprefix("test-")[:40].strip("-")
+    namespace = f"gate-{uuid.uuid4().hex[:6]}-{name}"
     api = api_client(serving_cluster.kubeconfig, serving_cluster.context)
     core = client.CoreV1Api(api)
     core.create_namespace(

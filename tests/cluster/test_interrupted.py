@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llm_replicas.cluster.native import NativeCluster
+from llm_replicas.invocation import command_name
 from llm_replicas.load.records import read_records
 from tests.cluster.gatecommand import Ended, Gate, finish, served, start, wait_for, write_plan
 
@@ -98,7 +99,7 @@ def test_the_message_says_where_the_records_are_and_how_to_judge_them(interrupte
     # A killed program says nothing any more; what it said when it began must do.
     expected = f"run folder {folder}"
     if interrupted.number != signal.SIGKILL:
-        expected = f"the records so far are in {folder}: judge them with: llm-replicas judge {folder}"
+        expected = f"the records so far are in {folder}: judge them with: {command_name()} judge {folder}"
 
     assert expected in interrupted.ended.err
 
